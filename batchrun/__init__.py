@@ -1,0 +1,33 @@
+"""batchrun: run a million prompts overnight. Lose nothing, pay once.
+
+From Python: `run(Job(...), key=...)` returns a `Report`, or raises a `BatchrunError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchrun.errors import BatchrunError
+    from batchrun.job import Job
+    from batchrun.records import Report
+    from batchrun.run import run
+
+__version__ = "0.1.0"
+__all__ = ["BatchrunError", "Job", "Report", "run"]
+
+_HOMES = {
+    "BatchrunError": "batchrun.errors",
+    "Job": "batchrun.job",
+    "Report": "batchrun.records",
+    "run": "batchrun.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded when they are first asked for, so that importing batchrun costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'batchrun' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

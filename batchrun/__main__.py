@@ -1,0 +1,5 @@
+"""`python -m batchrun`."""
+
+from batchrun.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Words to values, values to exit codes."""

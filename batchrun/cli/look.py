@@ -1,0 +1,160 @@
+"""`preview`, `status`, `export` and `errors`: looking at a job and its checkpoint without sending anything."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import click
+import msgspec
+
+from batchrun.cli.options import asking_options, new_job, newest_checkpoint
+from batchrun.errors import InputError, UsageError
+from batchrun.job import Job
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@asking_options
+@click.option("-n", "rows", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
+def preview(inputs: tuple[str, ...], rows: int, **given: Any) -> None:
+    """Print the exact bodies of the first rows. Sends nothing.
+
+    Each line is one JSON object: the row, its endpoint, and the body as it
+    would be sent; or what is wrong with the row (and exit code 2).
+    """
+    from batchrun.files.prompt import Prompter
+    from batchrun.files.source import Reader, discover
+    from batchrun.records import BadRow
+
+    job = new_job(inputs, {**_NO_OPTIONS, **given, "checkpoint": "none.db"}, os.environ)
+    prompter, bad = Prompter(job.asking), 0
+    for row in _first(Reader(discover(job.inputs)), rows):
+        request = prompter.request(row)
+        if isinstance(request, BadRow):
+            bad += 1
+            click.echo(msgspec.json.encode({"row": request.row, "problem": f"{request.where}: {request.message}"}))
+        else:
+            body = msgspec.Raw(request.body)
+            click.echo(msgspec.json.encode({"row": request.row, "endpoint": request.endpoint, "body": body}))
+    if bad:
+        raise InputError(f"{bad} of the first {rows} rows cannot be sent.")
+
+
+_NO_OPTIONS: dict[str, Any] = {"skip_bad_rows": False, "dedupe": False, "insecure_http": False}
+
+
+def _first(reader: Any, rows: int) -> Any:
+    left = rows
+    for chunk in reader.chunks(rows):
+        yield from chunk[:left]
+        left -= len(chunk)
+        if left <= 0:
+            return
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--events", type=click.IntRange(0), default=5, show_default=True, help="Lines of the diary.")
+def status(checkpoint: str | None, *, as_json: bool, events: int) -> None:
+    """Show what is done, left, rejected and spent; also while a run is writing.
+
+    Without CHECKPOINT: the newest in checkpoints/.
+    """
+    from batchrun.faces import status as face
+    from batchrun.store.view import View
+
+    path = newest_checkpoint(checkpoint)
+    with View(path) as view:
+        standing = face.standing(view, path, time.time(), events)
+    click.echo(msgspec.json.encode(standing) if as_json else face.text(standing))
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("-o", "--output", required=True, metavar="FILE", help=".parquet or .jsonl; - for JSON lines on stdout.")
+def export(checkpoint: str | None, output: str) -> None:
+    """Write the output as it stands now: pending rows are in it as pending.
+
+    Works at any moment, also while a run is writing. Without CHECKPOINT: the
+    newest in checkpoints/.
+    """
+    from batchrun import output as writing
+    from batchrun.files.sink import check_output
+    from batchrun.files.source import SourceFile
+    from batchrun.store.view import View
+    from batchrun.wanted import Seen
+
+    path = newest_checkpoint(checkpoint)
+    with View(path) as view:
+        stored, sources = view.job(), view.sources()
+    if stored is None:
+        raise UsageError("This checkpoint has no job yet: its input was never read.", "Start it with `batchrun run`.")
+    job, seen = msgspec.json.decode(stored[1], type=Job), msgspec.json.decode(stored[2], type=Seen)
+    files = [SourceFile(name, size, mtime) for name, size, mtime, _ in sources]
+    if output == "-":
+        writing.write_stream(sys.stdout.buffer, path, files, seen.columns, shared=job.dedupe)
+        return
+    check_output(output)
+    if any(os.path.realpath(file.path) == os.path.realpath(output) for file in files):
+        raise UsageError("The output is one of the input files.", "Choose another name.")
+    writing.write(output, path, files, seen.columns, shared=job.dedupe)
+    click.echo(f"Wrote {output}", err=True)
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--retry", is_flag=True, help="Put rejected rows back, to be sent by the next run.")
+@click.option("--fault", metavar="FAULT", help="Only rows rejected for this fault.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a rejected row.")
+@click.option("--show", type=click.IntRange(1), default=3, show_default=True, help="Example rows for each reason.")
+def errors(checkpoint: str | None, fault: str | None, show: int, *, retry: bool, as_json: bool) -> None:
+    """List rejected rows by reason, or send them again with --retry.
+
+    Without CHECKPOINT: the newest in checkpoints/.
+    """
+    from batchrun.faces import errors as face
+    from batchrun.records import Fault
+    from batchrun.store.view import View
+
+    if fault is not None and fault not in set(Fault):
+        raise UsageError(f"There is no fault {fault!r}.", "Known: " + ", ".join(Fault))
+    path = newest_checkpoint(checkpoint)
+    if retry:
+        click.echo(_retried(path, fault), err=True)
+        return
+    with View(path) as view:
+        rejected = (row for row in view.rejected() if fault is None or row.fault == fault)
+        if as_json:
+            for row in rejected:
+                click.echo(msgspec.json.encode(row))
+        else:
+            click.echo(face.table(rejected, show))
+
+
+def _retried(path: str, fault: str | None) -> str:
+    """Put rows back under the lock, as a run of its own that sends nothing."""
+    import asyncio
+
+    from batchrun.clock import RealClock
+    from batchrun.store.store import Hidden, Store
+    from batchrun.store.view import View
+
+    async def put_back(provider: str) -> int:
+        store = await Store.open(path, RealClock(), provider=provider)
+        try:
+            rows = await store.retry_rejections(fault)
+            await store.close("finished", None, doubt=Hidden(0, 0))
+        finally:
+            await store.release()
+        return rows
+
+    with View(path) as view:
+        stored = view.job()
+    rows = asyncio.run(put_back(stored[0])) if stored is not None else 0
+    if not rows:
+        return "No rejected row could be put back (a bad input line has to be mended in the input)."
+    return f"{rows:,} rows are pending again. Send them: batchrun resume {os.path.relpath(path)}"

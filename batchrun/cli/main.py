@@ -1,0 +1,74 @@
+"""The entry point: every error ends as one or two lines and the right exit code, never as a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+import click
+
+from batchrun import __version__
+from batchrun.cli.look import errors, export, preview, status
+from batchrun.cli.run import resume, run
+from batchrun.cli.simulate import simulate
+from batchrun.errors import BatchrunError, InputError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="batchrun")
+def batchrun() -> None:
+    """Run a million prompts overnight. Lose nothing, pay once.
+
+    The same command again goes on from the last answer that was kept,
+    whatever ended the run before.
+    """
+
+
+for command in (run, resume, preview, status, export, errors, simulate):
+    batchrun.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code."""
+    try:
+        code = batchrun.main(standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except BatchrunError as error:
+        _show(error)
+        code = error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        code = _internal(error)
+    sys.exit(code or 0)
+
+
+def _show(error: BatchrunError) -> None:
+    for problem in error.problems if isinstance(error, InputError) else ():
+        click.echo(problem, err=True)
+    click.echo(f"Error: {error.message}", err=True)
+    if error.next_step:
+        click.echo(error.next_step, err=True)
+
+
+def _internal(error: Exception) -> int:
+    """A bug. The message may hold anything, so only its kind and place are shown."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    click.echo(
+        f"Internal error: {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}. "  # noqa: PTH119
+        "Every answer counted so far is kept.\n"
+        "Run the same command to go on; please report this line.",
+        err=True,
+    )
+    if os.environ.get("BATCHRUN_TRACEBACK"):
+        traceback.print_exception(error)
+    return 1

@@ -1,0 +1,244 @@
+"""The options of a job, declared once for `run`, `resume` and `preview`, and turned into a `Job`.
+
+An option that was not given is None, so that what it overrides (a stored job, a default) stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from batchrun.errors import UsageError
+from batchrun.job import SIMULATED, Asking, Job, base_url, checked
+from batchrun.records import Endpoint, Price, Route
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_KEY_FILE = "TOGETHER_API_KEY_FILE"
+
+
+def _options(*declared: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(declared):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+asking_options = _options(
+    click.option("-m", "--model", metavar="MODEL", help="The model, unless every row names its own."),
+    click.option(
+        "--endpoint", type=click.Choice([e.value for e in Endpoint]), help="Chat (the default) or completions."
+    ),
+    click.option("--template", metavar="FILE", help="Jinja2 file that builds each prompt from the columns."),
+    click.option("--system", metavar="TEXT", help="A system message before every prompt."),
+    click.option("--max-tokens", type=int, metavar="N", help="The most tokens an answer may have."),
+    click.option("--temperature", type=float, metavar="T", help="Sampling temperature."),
+    click.option("--param", multiple=True, metavar="KEY=JSON", help="Any other parameter, such as top_p=0.9."),
+)
+
+limit_options = _options(
+    click.option("-o", "--output", metavar="FILE", help="Where the answers go: .parquet or .jsonl."),
+    click.option("--route", type=click.Choice([r.value for r in Route]), help="auto and live: live calls."),
+    click.option("--concurrency", type=int, metavar="N", help="Calls in flight at most; else found out."),
+    click.option("--rpm", type=float, metavar="N", help="Requests per minute at most, for each model."),
+    click.option("--tpm", type=float, metavar="N", help="Tokens per minute at most, for each model."),
+    click.option("--max-cost", type=float, metavar="USD", help="Never spend more over the checkpoint's life."),
+    click.option("--price", multiple=True, metavar="MODEL=IN/OUT", help="US dollars per million tokens."),
+    click.option("--wait-for-credits", is_flag=True, default=None, help="Out of credits: wait for the top-up."),
+    click.option("--overload-patience", type=float, metavar="S", help="Park after so long without answer (900)."),
+    click.option("--max-rejected", metavar="N|P%", help="So many rejected rows still exit 0."),
+    click.option("--connect-timeout", type=float, metavar="S", help="Seconds to connect (30)."),
+    click.option("--first-byte-timeout", type=float, metavar="S", help="Seconds to the first byte (3600)."),
+    click.option("--idle-timeout", type=float, metavar="S", help="Seconds between two bytes (300)."),
+    click.option("--total-timeout", type=float, metavar="S", help="Seconds for one call in all (7200)."),
+)
+
+start_options = _options(
+    click.option("--new-requests", is_flag=True, help="Ask anew although answers would go unused."),
+    click.option("--retry-rejected", is_flag=True, help="Send rejected rows again."),
+    click.option("--accept-loss", is_flag=True, help="Go on although kept answers were lost."),
+    click.option("--credits", type=float, metavar="USD", help="With --simulate: credits bought in all."),
+    click.option("--script", metavar="FILE.toml", help="With --simulate: settings and faults to play."),
+    click.option(
+        "--progress",
+        type=click.Choice(["auto", "bar", "json", "none"]),
+        default="auto",
+        show_default=True,
+        help="A bar on a terminal, JSON lines on stdout, or nothing.",
+    ),
+)
+
+
+def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
+    """`checkpoints/<stem>-<8 hex of the INPUT as typed>.db`, `.sim.db` when simulated.
+
+    Raises:
+        UsageError: several inputs, which could be meant in any order and number.
+    """
+    if len(inputs) != 1:
+        raise UsageError(
+            "Several inputs need a checkpoint by name.", "Add --checkpoint FILE.db, or put quotes around a glob."
+        )
+    stem = Path(inputs[0]).name.split(".")[0].strip("*?[]") or "input"
+    mark = hashlib.blake2b(inputs[0].encode(), digest_size=4).hexdigest()
+    return str(Path("checkpoints") / f"{stem}-{mark}{'.sim.db' if simulate else '.db'}")
+
+
+def new_job(inputs: tuple[str, ...], given: Mapping[str, Any], environment: Mapping[str, str]) -> Job:
+    """The job that the words of `run` ask for.
+
+    Raises:
+        UsageError: they do not fit together.
+    """
+    simulate = bool(given.get("simulate"))
+    checkpoint = given.get("checkpoint") or default_checkpoint(inputs, simulate=simulate)
+    job = Job(
+        inputs=tuple(_absolute(typed) for typed in inputs),
+        checkpoint=_absolute(checkpoint),
+        asking=_asking(given),
+        simulate=simulate,
+    )
+    url = given.get("base_url") or environment.get("TOGETHER_BASE_URL")
+    fields: dict[str, Any] = {name: given[name] for name in ("skip_bad_rows", "dedupe", "insecure_http")}
+    if url and not simulate:
+        fields["base_url"] = base_url(url)
+    if given.get("key_env"):
+        fields["key_env"] = given["key_env"]
+    return changed(msgspec.structs.replace(job, **fields), given)
+
+
+def changed(job: Job, given: Mapping[str, Any]) -> Job:
+    """The job with what may change at any start: limits, route, money, timeouts, output, prices."""
+    said = {name: value for name, value in given.items() if value is not None}
+    if "max_cost" in said:
+        said["max_cost_nano"] = round(said["max_cost"] * 1_000_000_000)
+    fields: dict[str, Any] = {
+        "limits": _replaced(job.limits, said),
+        "timeouts": _replaced(
+            job.timeouts, {name.removesuffix("_timeout"): v for name, v in said.items() if name.endswith("_timeout")}
+        ),
+        "prices": {**job.prices, **_prices(given.get("price") or ())},
+    }
+    if "output" in said:
+        fields["output"] = _absolute(said["output"])
+    if "route" in said:
+        fields["route"] = Route(said["route"])
+    return checked(msgspec.structs.replace(job, **fields))
+
+
+_S = TypeVar("_S", bound=msgspec.Struct)
+
+
+def _replaced(value: _S, said: Mapping[str, Any]) -> _S:
+    return msgspec.structs.replace(value, **{n: said[n] for n in value.__struct_fields__ if n in said})
+
+
+def _asking(given: Mapping[str, Any]) -> Asking:
+    params = dict(_param(word) for word in given["param"])
+    for name in ("max_tokens", "temperature"):
+        if given[name] is not None:
+            params[name] = given[name]
+    return Asking(
+        model=given["model"],
+        endpoint=Endpoint(given["endpoint"] or Endpoint.CHAT),
+        template=None if given["template"] is None else _text(given["template"]),
+        system=given["system"],
+        params=params,
+    )
+
+
+def _param(word: str) -> tuple[str, Any]:
+    name, equals, text = word.partition("=")
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        value = None
+        equals = ""
+    if not name or not equals:
+        raise UsageError(f"--param {name or word!r} is not KEY=JSON.", """Write it like top_p=0.9 or 'stop=["END"]'.""")
+    return name, value
+
+
+def _prices(words: tuple[str, ...]) -> dict[str, Price]:
+    return dict(_price(word) for word in words)
+
+
+def _price(word: str) -> tuple[str, Price]:
+    from batchrun.rules import money
+
+    model, _, text = word.rpartition("=")
+    try:
+        usd = [float(part) for part in text.split("/")]
+    except ValueError:
+        usd = []
+    if not model or len(usd) not in {2, 3} or not all(0 <= amount < math.inf for amount in usd):
+        raise UsageError(f"--price {word!r} is not MODEL=INPUT/OUTPUT.", "Such as --price my/model=0.5/1.5")
+    return model, money.price(*usd)
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"The template {path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise UsageError(f"The template {path} is not UTF-8 text.") from None
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 - a glob is no path yet
+
+
+def key_in(job: Job, environment: Mapping[str, str]) -> str | None:
+    """The key from its variable, or from the file that TOGETHER_API_KEY_FILE names.
+
+    Raises:
+        UsageError: there is none and the server needs one.
+    """
+    key = environment.get(job.key_env)
+    if not key and job.key_env == "TOGETHER_API_KEY" and environment.get(_KEY_FILE):
+        key = _key_file(environment[_KEY_FILE])
+    key = (key or "").strip()
+    if key and not (key.isascii() and key.isprintable() and " " not in key):
+        raise UsageError(f"The key in {job.key_env} holds characters that no key has.", "Copy it again.")
+    if not key and job.provider == "together":
+        raise UsageError(
+            f"There is no API key: {job.key_env} is empty.",
+            "Set it (https://api.together.ai/settings/api-keys), or try without one: --simulate.",
+        )
+    return key or None
+
+
+def _key_file(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{_KEY_FILE} names a file that cannot be read.") from error
+
+
+def newest_checkpoint(typed: str | None) -> str:
+    """The checkpoint that was named, or the newest in `checkpoints/`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if typed is not None:
+        return _absolute(typed)
+    found = sorted(Path("checkpoints").glob("*.db"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise UsageError("There is no checkpoint in checkpoints/.", "Name one, or start one with `batchrun run`.")
+    return _absolute(str(found[-1]))
+
+
+def is_simulated(job: Job) -> bool:
+    """Whether the simulator answers this job."""
+    return job.provider == SIMULATED

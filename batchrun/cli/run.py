@@ -1,0 +1,138 @@
+"""`run` and `resume`: words to a job, signals to stops, and the report to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from batchrun.cli.options import (
+    asking_options,
+    changed,
+    key_in,
+    limit_options,
+    new_job,
+    newest_checkpoint,
+    start_options,
+)
+from batchrun.errors import UsageError
+from batchrun.job import Job
+
+if TYPE_CHECKING:
+    from batchrun.records import Report
+    from batchrun.run import Run
+
+_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@asking_options
+@limit_options
+@click.option("--checkpoint", metavar="FILE", help="Default: one in checkpoints/, by the name of INPUT.")
+@click.option("--base-url", metavar="URL", help="Another server; or TOGETHER_BASE_URL.")
+@click.option("--key-env", metavar="NAME", help="Variable with the key (TOGETHER_API_KEY).")
+@click.option("--insecure-http", is_flag=True, help="Allow plain http to another machine.")
+@click.option("--skip-bad-rows", is_flag=True, help="Bad rows become rejections instead of exit 2.")
+@click.option("--dedupe", is_flag=True, help="Identical rows share one answer.")
+@click.option("--simulate", is_flag=True, help="Answer with the built-in simulator, without a key.")
+@start_options
+def run(inputs: tuple[str, ...], **given: Any) -> None:
+    """Do the job, or go on with it: the same command resumes.
+
+    INPUT is a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file, a folder, or a
+    glob. A row is a ready batch line (custom_id and body), `messages`,
+    `prompt`, or any columns with --template. Every paid answer is kept in the
+    checkpoint before it counts; the output is written when all rows are done.
+
+    Exit codes: 0 every row answered, 2 usage or input, 3 out of credits,
+    4 key refused, 5 overloaded or unreachable, 6 budget, 8 another run holds
+    the checkpoint, 9 hopeless or no such model, 10 some rows rejected,
+    11 disk or checkpoint, 130/143 interrupted. All but 0 and 10 can go on.
+    """
+    _start(new_job(inputs, given, os.environ), given)
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@limit_options
+@start_options
+def resume(checkpoint: str | None, **given: Any) -> None:
+    """Go on with the job stored in CHECKPOINT, nothing to retype.
+
+    Without CHECKPOINT: the newest in checkpoints/. Options given here replace
+    those of the stored job.
+    """
+    from batchrun.store.view import View
+
+    with View(newest_checkpoint(checkpoint)) as view:
+        stored = view.job()
+    if stored is None:
+        raise UsageError("This checkpoint has no job yet: its input was never read.", "Start it with `batchrun run`.")
+    _start(changed(msgspec.json.decode(stored[1], type=Job), given), given)
+
+
+def _start(job: Job, given: dict[str, Any]) -> None:
+    if not job.simulate and (given["credits"] is not None or given["script"] is not None):
+        raise UsageError("--credits and --script are for the simulator.", "Add --simulate.")
+    with _server(job, given) as (reachable, key):
+        report = _go(reachable, key, given)
+    from batchrun.faces import closing
+
+    if given["progress"] == "json":
+        click.echo(msgspec.json.encode({"event": "report", **report.to_dict()}))
+    click.echo(closing.summary(report), err=True)
+    raise click.exceptions.Exit(report.exit_code)
+
+
+@contextlib.contextmanager
+def _server(job: Job, given: dict[str, Any]) -> Iterator[tuple[Job, str | None]]:
+    """The job with the address to call, and the key; the simulator runs for as long as it is needed."""
+    if not job.simulate:
+        from batchrun.api.key import key_for
+
+        yield job, key_for(job, key_in(job, os.environ))
+        return
+    from batchrun.cli.simulated import simulator
+
+    with simulator(job.checkpoint, given["credits"], given["script"]) as url:
+        yield msgspec.structs.replace(job, base_url=url), "simulated"
+
+
+def _go(job: Job, key: str | None, given: dict[str, Any]) -> Report:
+    from batchrun.run import Options, Run
+
+    options = Options(given["new_requests"], given["accept_loss"], given["retry_rejected"])
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(_attended(Run(job, key, options=options), given["progress"]))
+    return uvloop.run(_attended(Run(job, key, options=options), given["progress"]))
+
+
+async def _attended(run: Run, progress: str) -> Report:
+    """The run with its face beside it, and signals turned into stops."""
+    from batchrun.faces.progress import face
+
+    loop = asyncio.get_running_loop()
+    for number, code in _SIGNALS.items():
+        loop.add_signal_handler(number, _stop, run, code)
+    kind = progress if progress != "auto" else "bar" if sys.stderr.isatty() else "none"
+    async with asyncio.TaskGroup() as group:
+        showing = group.create_task(face(kind, run.progress))
+        try:
+            return await run.go()
+        finally:
+            showing.cancel()
+
+
+def _stop(run: Run, code: int) -> None:
+    run.interrupt(code)
+    click.echo("\nStopping: calls in flight finish and are kept. Once more ends at once.", err=True)

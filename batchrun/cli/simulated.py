@@ -1,0 +1,50 @@
+"""The simulator as a process of its own beside a run: started, found, and gone when the run is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from batchrun.errors import UsageError
+
+
+@contextlib.contextmanager
+def simulator(checkpoint: str, credits_usd: float | None, script: str | None) -> Iterator[str]:
+    """The address of a simulator whose account outlives kills in a file beside the checkpoint.
+
+    It ends with this process, however that ends, since it watches the pipe between them.
+
+    Raises:
+        UsageError: it did not start; its own line says why.
+    """
+    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    words = ["--port", "0", "--json", "--with-parent", "--state", f"{checkpoint}.simulator.jsonl"]
+    words += ["--credits", str(credits_usd)] if credits_usd is not None else []
+    words += ["--script", script] if script is not None else []
+    process = subprocess.Popen(  # noqa: S603 - our own words, no shell
+        [sys.executable, "-m", "batchrun", "simulate", *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # Ctrl-C is for the run alone
+    )
+    try:
+        yield _address(process)
+    finally:
+        if process.stdin is not None:
+            process.stdin.close()
+        process.wait()
+
+
+def _address(process: subprocess.Popen[bytes]) -> str:
+    line = process.stdout.readline() if process.stdout is not None else b""
+    if not line:
+        said = process.stderr.read().decode(errors="replace").strip() if process.stderr is not None else ""
+        raise UsageError(f"The simulator did not start. {said.removeprefix('Error: ')}")
+    address: str = msgspec.json.decode(line)["url"]
+    return address

@@ -1,0 +1,25 @@
+"""Dated facts: what models cost and hold when the server does not say. The newest word is always the server's."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from batchrun.rules import money
+from batchrun.rules.money import Tariff
+
+
+@cache
+def tariff() -> Tariff:
+    """Prices and contexts of `prices.toml`, by model."""
+    models: dict[str, dict[str, Any]] = _read("prices.toml")["model"]
+    return Tariff(
+        {name: money.price(m["input"], m["output"], m.get("cached")) for name, m in models.items() if "input" in m},
+        {name: m["context"] for name, m in models.items() if "context" in m},
+    )
+
+
+def _read(name: str) -> dict[str, Any]:
+    return tomllib.loads((resources.files(__package__) / name).read_text(encoding="utf-8"))

@@ -1,0 +1,82 @@
+"""The last words of a run: five lines, or, parked, what happened and the command that goes on."""
+
+from __future__ import annotations
+
+import os
+
+from batchrun.faces.words import count, dollars, duration
+from batchrun.records import ParkReason, Report
+
+_NEXT = {
+    ParkReason.CREDITS: "Top up (https://api.together.ai/settings/billing), then: ",
+    ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys), then: ",
+    ParkReason.OVERLOAD: "Try again later: ",
+    ParkReason.BUDGET: "Raise --max-cost to go on: ",
+    ParkReason.HOPELESS: "Mend the job (a parameter, the model, the prompts); go on unchanged with: ",
+    ParkReason.MODEL: "Name a model that can be called with `batchrun run -m`; go on unchanged with: ",
+    ParkReason.INTERRUPTED: "Go on with: ",
+}
+
+
+def summary(report: Report) -> str:
+    """What happened, as lines for standard error."""
+    return "\n".join(_parked(report) if report.parked else _finished(report))
+
+
+def _finished(report: Report) -> list[str]:
+    written = (
+        "" if report.output is None else f"{os.path.relpath(report.output)}{'' if report.written else ' (as it was)'}"
+    )
+    rejected = ", ".join(f"{fault} {count(rows)}" for fault, rows in report.rejections.items())
+    return [
+        f"Done: {count(report.answered)} of {count(report.total)} rows answered, {count(report.rejected)} rejected"
+        + (f" ({rejected}; see `batchrun errors`)." if rejected else "."),
+        _pace(report),
+        _money(report),
+        _twice(report),
+        f"Output: {written or 'none asked for'}. Checkpoint: {os.path.relpath(report.checkpoint)}",
+    ]
+
+
+def _parked(report: Report) -> list[str]:
+    kept = (
+        f"{count(report.answered)} of {count(report.total)} answers kept, {count(report.pending)} left"
+        f"{_left_may_cost(report)}."
+    )
+    return [
+        _pace(report),
+        _money(report),
+        _twice(report),
+        f"Parked ({report.parked}): {report.message} {kept}",
+        f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {os.path.relpath(report.checkpoint)}",
+    ]
+
+
+def _left_may_cost(report: Report) -> str:
+    """The rest at the mean price of what was answered; nothing where that is not known."""
+    if not report.answered or not report.spent_nano or report.unpriced:
+        return ""
+    return f", about {dollars(round(report.spent_nano / report.answered * report.pending))} more"
+
+
+def _pace(report: Report) -> str:
+    rate = report.answered_now / report.seconds if report.seconds > 0 else 0.0
+    return (
+        f"This start: {count(report.answered_now)} answers in {duration(report.seconds)} ({rate:,.1f}/s), "
+        f"{count(report.throttled)} calls throttled (429)."
+    )
+
+
+def _money(report: Report) -> str:
+    unpriced = f", {count(report.unpriced)} answers of unknown price" if report.unpriced else ""
+    return (
+        f"Spent: {dollars(report.spent_nano)} in all, {dollars(report.spent_now_nano)} this start{unpriced}; "
+        f"{count(report.prompt_tokens)} tokens in, {count(report.completion_tokens)} out."
+    )
+
+
+def _twice(report: Report) -> str:
+    if not report.maybe_twice:
+        return "Paid twice: nothing."
+    most = dollars(report.maybe_twice_nano)
+    return f"Paid twice at most: {count(report.maybe_twice)} calls, {most} (crashes, broken replies)."

@@ -1,0 +1,85 @@
+"""A run while it runs: a bar for people, or JSON lines for programs. It polls one frozen value and decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from batchrun.faces.words import dollars
+from batchrun.records import Progress
+
+Poll = Callable[[], Progress | None]
+
+_BAR_EVERY = 0.25
+_JSON_EVERY = 1.0
+# A wait shorter than this is the pace at work, not news.
+_WORTH_SAYING = 2.0
+
+_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {desc}"
+
+
+async def face(kind: str, poll: Poll) -> None:
+    """Show the run until cancelled: `bar`, `json` or `none`."""
+    if kind == "bar":
+        await _show_bar(poll)
+    elif kind == "json":
+        await _show_json(poll)
+
+
+async def _show_bar(poll: Poll) -> None:
+    from tqdm import tqdm
+
+    bar: Any = None
+    try:
+        while True:
+            if (progress := poll()) is not None:
+                if bar is None:
+                    bar = tqdm(
+                        total=progress.total, bar_format=_BAR, dynamic_ncols=True, file=sys.stderr, mininterval=0
+                    )
+                bar.n = progress.answered + progress.rejected
+                bar.set_description_str(line(progress), refresh=True)
+            await asyncio.sleep(_BAR_EVERY)
+    finally:
+        if bar is not None:
+            if (progress := poll()) is not None:
+                bar.n = progress.answered + progress.rejected
+                bar.set_description_str(line(progress), refresh=True)
+            bar.close()
+
+
+async def _show_json(poll: Poll) -> None:
+    while True:
+        if (progress := poll()) is not None:
+            event = {"event": "progress", **msgspec.to_builtins(progress)}
+            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+            sys.stdout.flush()
+        await asyncio.sleep(_JSON_EVERY)
+
+
+def line(progress: Progress) -> str:
+    """Answers and tokens a second, in flight, 429s, spent, time left; or what it waits for."""
+    if progress.waiting and progress.wait_seconds >= _WORTH_SAYING and progress.wait_seconds != float("inf"):
+        return f"waiting {progress.wait_seconds:.0f} s: {progress.waiting}"
+    parts = [
+        f"{progress.answers_per_second:.1f}/s",
+        f"{progress.tokens_per_second:,.0f} tok/s",
+        f"{progress.in_flight} in flight",
+        f"{progress.throttled} 429s",
+        dollars(progress.spent_nano),
+    ]
+    if progress.rejected:
+        parts.append(f"{progress.rejected} rejected")
+    if progress.seconds_left is not None:
+        parts.append(f"{_clock(progress.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

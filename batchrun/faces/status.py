@@ -1,0 +1,125 @@
+"""How a checkpoint stands, read from its counters: as values for programs, and as text for people."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from batchrun.faces.words import count, dollars, duration
+from batchrun.records import Event
+from batchrun.store.view import ModelSpend, View
+
+# What the last seconds say of a run that is going on.
+_PULSE_SECONDS = 60.0
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """What `status` shows; `--json` prints it as it is. Money in nano-dollars, times in seconds since the epoch."""
+
+    checkpoint: str
+    provider: str | None
+    state: str
+    reason: str | None
+    opened: float | None
+    closed: float | None
+    total: int
+    answered: int
+    rejected: int
+    pending: int
+    rejections: dict[str, int]
+    spent_nano: int
+    unpriced: int
+    maybe_twice: int
+    maybe_twice_nano: int
+    models: list[ModelSpend]
+    answers_per_second: float
+    tokens_per_second: float
+    seconds_left: float | None
+    events: list[Event]
+
+
+def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
+    """Read it, in a few short queries."""
+    kept, hidden, last, job = view.kept(), view.hidden(), view.last_run(), view.job()
+    running = last is not None and last.closed is None
+    answers, tokens = view.pulse(now, _PULSE_SECONDS) if running else (0.0, 0.0)
+    return Standing(
+        checkpoint=checkpoint,
+        provider=job[0] if job else None,
+        state=last.state if last else "new",
+        reason=last.reason if last else None,
+        opened=last.opened if last else None,
+        closed=last.closed if last else None,
+        total=kept.pending + kept.answered + kept.rejected,
+        answered=kept.answered,
+        rejected=kept.rejected,
+        pending=kept.pending,
+        rejections=view.rejections_by_fault() if kept.rejected else {},
+        spent_nano=kept.cost_nano,
+        unpriced=kept.unpriced,
+        maybe_twice=hidden.calls,
+        maybe_twice_nano=hidden.nano,
+        models=view.spend_by_model(),
+        answers_per_second=answers,
+        tokens_per_second=tokens,
+        seconds_left=kept.pending / answers if answers else None,
+        events=view.events(events) if events else [],
+    )
+
+
+def text(seen: Standing) -> str:
+    """The same for people."""
+    share = f" ({(seen.answered + seen.rejected) / seen.total:.0%} settled)" if seen.total else ""
+    lines = [
+        f"{os.path.relpath(seen.checkpoint)}: {_state(seen)}",
+        (
+            f"Rows: {count(seen.answered)} answered, {count(seen.rejected)} rejected, {count(seen.pending)} left "
+            f"of {count(seen.total)}{share}"
+        ),
+    ]
+    if seen.rejections:
+        lines.append("Rejected: " + ", ".join(f"{fault} {count(rows)}" for fault, rows in seen.rejections.items()))
+    if seen.answers_per_second:
+        left = f", about {duration(seen.seconds_left)} left" if seen.seconds_left else ""
+        lines.append(
+            f"Last minute: {seen.answers_per_second:.1f} answers/s, {seen.tokens_per_second:,.0f} tokens/s{left}"
+        )
+    lines += [_money(seen), *(_model(spend) for spend in seen.models)]
+    lines += [f"{_local(event.at)}  {event.kind}: {event.detail}" for event in seen.events]
+    return "\n".join(lines)
+
+
+def _state(seen: Standing) -> str:
+    since = f" since {_local(seen.closed or seen.opened or 0.0)}" if seen.opened else ""
+    match seen.state:
+        case "open":
+            return f"a run has it open{since} (or was killed: the next start tells)"
+        case "parked":
+            return f"parked ({seen.reason}){since}"
+        case "failed":
+            return f"stopped{since}: {seen.reason}"
+        case _:
+            return f"{seen.state}{since}"
+
+
+def _money(seen: Standing) -> str:
+    unpriced = f", {count(seen.unpriced)} answers of unknown price" if seen.unpriced else ""
+    twice = (
+        f"; paid twice at most: {count(seen.maybe_twice)} calls, {dollars(seen.maybe_twice_nano)}"
+        if seen.maybe_twice
+        else ""
+    )
+    return f"Spent: {dollars(seen.spent_nano)}{unpriced}{twice}"
+
+
+def _model(spend: ModelSpend) -> str:
+    return (
+        f"  {spend.model} ({spend.lane}): {count(spend.replies)} replies, {count(spend.prompt_tokens)} tokens in, "
+        f"{count(spend.completion_tokens)} out, {dollars(spend.cost_nano)}"
+    )
+
+
+def _local(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -1,0 +1,27 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from batchrun.rules.money import usd
+
+_MINUTE, _HOUR = 60, 3600
+
+
+def count(number: int) -> str:
+    """A count with separators."""
+    return f"{number:,}"
+
+
+def dollars(nano: int) -> str:
+    """Nano-dollars as dollars, with as many digits as tell something."""
+    amount = usd(nano)
+    return f"${amount:,.2f}" if amount >= 100 or nano == 0 else f"${amount:,.4f}"  # noqa: PLR2004 - dollars
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a length of time."""
+    if seconds < _MINUTE:
+        return f"{seconds:.1f} s"
+    if seconds < _HOUR:
+        return f"{int(seconds // _MINUTE)} min {int(seconds % _MINUTE)} s"
+    return f"{int(seconds // _HOUR)} h {int(seconds % _HOUR // _MINUTE)} min"

@@ -1,0 +1,184 @@
+"""What the user asked for, as one frozen value: options in, validated `Job` out.
+
+Reading argv, files and the environment is the command line's; the checkpoint stores the job whole, without the key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from batchrun.errors import UsageError
+from batchrun.records import Endpoint, Price, Route
+
+TOGETHER_URL = "https://api.together.ai"
+TOGETHER_HOSTS = frozenset({"api.together.ai", "api.together.xyz"})
+TOGETHER_KEY = "TOGETHER_API_KEY"
+SIMULATED = "simulated"
+
+# How long things may take by default, in seconds. A reply that is not streamed sends its first byte when the whole
+# text is written: 64,000 tokens at 20 a second are 53 minutes, so the first byte may take an hour.
+CONNECT_TIMEOUT = 30.0
+FIRST_BYTE_TIMEOUT = 3600.0
+IDLE_TIMEOUT = 300.0
+TOTAL_TIMEOUT = 7200.0
+
+OVERLOAD_PATIENCE = 900.0
+
+
+class Asking(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What turns a row into a request. A change here changes every digest, so it is guarded (`--new-requests`)."""
+
+    model: str | None = None
+    endpoint: Endpoint = Endpoint.CHAT
+    template: str | None = None
+    system: str | None = None
+    params: Mapping[str, Any] = {}
+
+
+class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How long one call may take, in seconds: to connect, to the first byte, between bytes, in all."""
+
+    connect: float = CONNECT_TIMEOUT
+    first_byte: float = FIRST_BYTE_TIMEOUT
+    idle: float = IDLE_TIMEOUT
+    total: float = TOTAL_TIMEOUT
+
+
+class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The user's word on speed and money; None: not said."""
+
+    concurrency: int | None = None
+    rpm: float | None = None
+    tpm: float | None = None
+    max_cost_nano: int | None = None
+    overload_patience: float = OVERLOAD_PATIENCE
+    wait_for_credits: bool = False
+    max_rejected: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The whole wish. Paths are absolute; `inputs` are files, folders or globs as they were typed, made absolute."""
+
+    inputs: tuple[str, ...]
+    checkpoint: str
+    asking: Asking
+    output: str | None = None
+    base_url: str = TOGETHER_URL
+    key_env: str = TOGETHER_KEY
+    route: Route = Route.AUTO
+    simulate: bool = False
+    skip_bad_rows: bool = False
+    dedupe: bool = False
+    insecure_http: bool = False
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    prices: Mapping[str, Price] = {}
+
+    @property
+    def provider(self) -> str:
+        """Who answers: `simulated`, `together`, else the host without its port. A checkpoint never mixes them."""
+        return SIMULATED if self.simulate else provider(self.base_url)
+
+
+def base_url(typed: str) -> str:
+    """The address without a trailing slash or `/v1`: both ways of writing it are in use.
+
+    Raises:
+        UsageError: it is no http or https address.
+    """
+    parts = urlsplit(typed)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
+        raise UsageError(
+            "The base URL is not an http or https address of a server.", "Write it like https://api.together.ai/v1"
+        )
+    return typed.rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+def provider(url: str) -> str:
+    """`together` for both of Together's hosts, else the host without its port."""
+    host = urlsplit(url).hostname or ""
+    return "together" if host in TOGETHER_HOSTS else host
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the address is this machine, by name or number."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def checked(job: Job) -> Job:
+    """The job, when its parts fit together.
+
+    Raises:
+        UsageError: they do not; the message says which.
+    """
+    _check_route(job)
+    _check_address(job)
+    _check_asking(job.asking)
+    _check_limits(job.limits)
+    for name, seconds in msgspec.structs.asdict(job.timeouts).items():
+        if not seconds > 0:
+            raise UsageError(f"--{name.replace('_', '-')}-timeout must be more than 0 seconds.")
+    return job
+
+
+def _check_route(job: Job) -> None:
+    if job.route is Route.BATCH:
+        raise UsageError("--route batch is not available in this version.", "Use --route live, or leave --route out.")
+
+
+def _check_address(job: Job) -> None:
+    if urlsplit(job.base_url).scheme == "http" and not is_loopback(job.base_url) and not job.insecure_http:
+        raise UsageError(
+            "Plain http would send prompts and key in the clear.", "Use https, or --insecure-http if you mean it."
+        )
+
+
+def _check_asking(asking: Asking) -> None:
+    if asking.endpoint is Endpoint.COMPLETIONS and asking.system is not None:
+        raise UsageError("--system has no place in a completions request.", "Leave it out, or use --endpoint chat.")
+    for name in ("model", "messages", "prompt"):
+        if name in asking.params:
+            raise UsageError(f"--param cannot set {name!r}.", "The model comes from -m, the prompt from the input.")
+    if asking.params.get("stream"):
+        raise UsageError("Streaming has no place in a batch run.", "Leave the parameter `stream` out.")
+
+
+def _check_limits(limits: Limits) -> None:
+    for name in ("concurrency", "rpm", "tpm"):
+        value = getattr(limits, name)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name} must be more than 0.")
+    if limits.max_cost_nano is not None and limits.max_cost_nano <= 0:
+        raise UsageError("--max-cost must be more than 0.")
+    allowed_rejections(limits.max_rejected, 100)
+
+
+def allowed_rejections(limit: str | None, total: int) -> int:
+    """How many rejected rows of `total` still count as success: `N`, or `P%` of the rows, rounded down.
+
+    Raises:
+        UsageError: neither a count nor a percentage.
+    """
+    if limit is None:
+        return 0
+    try:
+        if limit.endswith("%"):
+            share = float(limit[:-1])
+            if 0 <= share <= 100:  # noqa: PLR2004 - a percentage
+                return int(total * share / 100)
+        elif int(limit) >= 0:
+            return int(limit)
+    except ValueError:
+        pass
+    raise UsageError("--max-rejected takes a count like 20 or a share like 0.5%.")

@@ -1,0 +1,1 @@
+"""Ways to get answers, and the quota they share."""

@@ -1,0 +1,85 @@
+"""What a lane is, and what a quota is to it: two of the three protocols of batchrun."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import msgspec
+
+from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
+from batchrun.rules.pace import Hint, Start
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """Leave to send one request: a slot, a place in the pace, and its money set aside (nano-dollars)."""
+
+    request: Request
+    start: Start
+    reserved: int
+    probe: bool
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """Why nothing more is sent, the sentence for the user, and the fault behind a hopeless job."""
+
+    reason: ParkReason
+    message: str
+    fault: Fault | None = None
+
+
+class Quota(Protocol):
+    """What all lanes share: how fast, how much money, and whether to go on at all."""
+
+    @property
+    def parked(self) -> Parked | None:
+        """Set once the run has to stop; no lease is given after that."""
+        ...
+
+    async def lease(self, request: Request) -> Lease | None:
+        """Wait for leave to send; None when the run is parked."""
+        ...
+
+    def report(self, lease: Lease, outcome: Completion | Trouble, hint: Hint) -> None:
+        """Tell, at the reply, how the call went."""
+        ...
+
+    def settle(self, lease: Lease, spent: int) -> None:
+        """Give the slot and the money back, after the outcome is committed; `spent` nano-dollars stay spent."""
+        ...
+
+    def park(self, reason: ParkReason, message: str, fault: Fault | None = None) -> None:
+        """Let nothing new start."""
+        ...
+
+    def out_of_credits(self, lease: Lease, trouble: Trouble) -> bool:
+        """A 402 came back: whether the row may wait here until there are credits (else the run is parked)."""
+        ...
+
+    def rejected(self, fault: Fault, message: str) -> None:
+        """Tell that a row was given up; nearly all for one reason park the run."""
+        ...
+
+    def others_answered(self) -> bool:
+        """Whether rows are being answered, so that a failing one may be failing by itself."""
+        ...
+
+    def room(self, model: str) -> int:
+        """How many calls, in flight or waiting to go again, the lane may hold for this model."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until something changed, at most so many seconds."""
+        ...
+
+    def changed(self) -> None:
+        """Wake whoever waits."""
+        ...
+
+
+class Lane(Protocol):
+    """A way to get answers."""
+
+    async def run(self, requests: AsyncIterator[Request]) -> None:
+        """Take requests until there are no more or the run is parked; return when each has an outcome or is left."""
+        ...

@@ -1,0 +1,266 @@
+"""The quota of one process: the only mutable holder of pace, money and the stop flag.
+
+What to decide stands in `rules` (pace, money, credits, gate); here it is put together and waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Mapping
+
+from batchrun.clock import Clock
+from batchrun.job import Limits
+from batchrun.lanes.lane import Lease, Parked
+from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
+from batchrun.rules import credit
+from batchrun.rules.gate import Gate
+from batchrun.rules.money import Tariff, usd
+from batchrun.rules.pace import Bounds, Hint, Learned, Pace
+
+# A failing row is charged with its failure only while others are being answered.
+OTHERS_WINDOW = 300.0
+# Calls waiting to go again and calls in flight, as a multiple of the limit, and at least.
+ROOM_FACTOR = 4
+LEAST_ROOM = 64
+
+_SERVER_HAD_ROOM = frozenset({Fault.BAD_REQUEST, Fault.TOO_LONG, Fault.MODEL_MISSING})
+_REFUSALS = frozenset({Fault.THROTTLED, Fault.OVERLOADED, Fault.SERVER, Fault.NETWORK, Fault.GARBLED})
+
+RaiseMarks = Callable[[int, int], Awaitable[None]]
+
+
+class LocalQuota:
+    """Pace for each model, one purse, one stop flag."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Clock,
+        tariff: Tariff,
+        *,
+        spent: int,
+        raise_marks: RaiseMarks,
+        learned: Mapping[str, Learned] | None = None,
+    ) -> None:
+        self._limits = limits
+        self._clock = clock
+        self._tariff = tariff
+        self._spent = spent
+        self._reserved = 0
+        self._raise_marks = raise_marks
+        self._marked_calls = 0
+        self._marked_nano = 0
+        self._learned = learned or {}
+        self._paces: dict[str, Pace] = {}
+        self._gate = Gate()
+        self._shut: credit.Shut | None = None
+        self._parked: Parked | None = None
+        self._event = asyncio.Event()
+        self._last_answer = -math.inf
+        self._refused_since: float | None = None
+        self.throttled = 0
+        self.waiting = ""
+        self.waiting_until = 0.0
+
+    # --- what faces and the report read ------------------------------------------------------------------------------
+
+    @property
+    def parked(self) -> Parked | None:
+        """Why the run has to stop, None while it goes on."""
+        return self._parked
+
+    @property
+    def in_flight(self) -> int:
+        """Calls sent whose outcome is not committed yet."""
+        return sum(pace.in_flight for pace in self._paces.values())
+
+    @property
+    def limit(self) -> int:
+        """Calls the pace allows in flight right now, over all models."""
+        return sum(pace.limit for pace in self._paces.values())
+
+    @property
+    def reserved(self) -> int:
+        """Nano-dollars set aside for calls in flight."""
+        return self._reserved
+
+    def learned(self) -> dict[str, Learned]:
+        """What each model's pace found out, for the next start."""
+        return {model: pace.learned for model, pace in self._paces.items() if pace.learned is not None}
+
+    # --- leave to send -----------------------------------------------------------------------------------------------
+
+    async def lease(self, request: Request) -> Lease | None:
+        """Wait for a slot, the pace, the money and the credits; None when the run is parked."""
+        pace = self._pace(request.model)
+        bound = self._tariff.upper_bound(request) or 0
+        while self._parked is None:
+            now = self._clock.monotonic()
+            seconds = self._seconds_to_wait(pace, bound, now)
+            if seconds > 0:
+                await self.wait(seconds)
+            elif self._parked is None and not await self._raised_marks(bound):
+                return self._grant(pace, request, bound, now)
+        return None
+
+    def _pace(self, model: str) -> Pace:
+        if model not in self._paces:
+            bounds = Bounds(self._limits.concurrency, self._limits.rpm, self._limits.tpm)
+            self._paces[model] = Pace(bounds, self._clock.monotonic(), self._learned.get(model))
+        return self._paces[model]
+
+    def _seconds_to_wait(self, pace: Pace, bound: int, now: float) -> float:
+        """0 when the next call may start; math.inf when something has to change first."""
+        waits = (
+            (self._wait_for_credits(now), "out of credits"),
+            (self._wait_for_money(bound), "budget: calls in flight"),
+            (self._wait_for_slot(), "calls in flight"),
+            (pace.wait(now), pace.reason.value),
+        )
+        seconds, self.waiting = max(waits, key=lambda wait: wait[0])
+        self.waiting_until = now + seconds
+        return seconds
+
+    def _wait_for_credits(self, now: float) -> float:
+        if self._shut is None:
+            return 0.0
+        return math.inf if self._shut.probing else max(0.0, self._shut.until - now)
+
+    def _wait_for_slot(self) -> float:
+        """`--concurrency` holds for all models together."""
+        most = self._limits.concurrency
+        return math.inf if most is not None and self.in_flight >= most else 0.0
+
+    def _wait_for_money(self, bound: int) -> float:
+        """Money set aside may come back; when none is, and it still does not fit, the budget is used up."""
+        limit = self._limits.max_cost_nano
+        if limit is None or self._spent + self._reserved + bound <= limit:
+            return 0.0
+        if self._reserved == 0:
+            self.park(
+                ParkReason.BUDGET,
+                f"The next call could cost ${usd(bound):.6f}; ${usd(max(0, limit - self._spent)):.6f} of "
+                f"--max-cost ${usd(limit):.2f} is left.",
+            )
+        return math.inf
+
+    async def _raised_marks(self, bound: int) -> bool:
+        """Commit higher high-water marks if this call needs them; True: look again at everything else."""
+        calls, nano = self.in_flight + 1, self._reserved + bound
+        if calls <= self._marked_calls and nano <= self._marked_nano:
+            return False
+        # Few commits, and a bound that stays close: calls in powers of two, money in steps of a quarter.
+        calls = max(self._marked_calls, 1 << (calls - 1).bit_length())
+        if nano > self._marked_nano:
+            nano += nano // 4
+        if self._limits.max_cost_nano is not None:
+            nano = min(nano, self._limits.max_cost_nano - self._spent)
+        nano = max(self._marked_nano, nano)
+        await self._raise_marks(calls, nano)
+        self._marked_calls, self._marked_nano = calls, nano
+        return True
+
+    def _grant(self, pace: Pace, request: Request, bound: int, now: float) -> Lease:
+        probe = self._shut is not None
+        if self._shut is not None:
+            self._shut = credit.probing(self._shut)
+        self._reserved += bound
+        self.waiting = ""
+        return Lease(request, pace.started(now, _tokens(request)), bound, probe)
+
+    # --- how it went -------------------------------------------------------------------------------------------------
+
+    def report(self, lease: Lease, outcome: Completion | Trouble, hint: Hint) -> None:
+        """Tell the pace, and find out whether patience is over."""
+        now, pace = self._clock.monotonic(), self._pace(lease.request.model)
+        if isinstance(outcome, Completion):
+            usage = outcome.usage
+            pace.answered(now, lease.start, usage.prompt_tokens + usage.completion_tokens if usage else 0, hint)
+            self._last_answer = now
+            self._gate.answered()
+        elif outcome.fault in _SERVER_HAD_ROOM:
+            pace.answered(now, lease.start, 0, hint)
+        elif outcome.fault is Fault.THROTTLED:
+            self.throttled += 1
+            pace.throttled(now, lease.start, hint)
+            if outcome.wait:
+                pace.hold(now + outcome.wait)
+        else:
+            pace.failed(now, lease.start)
+        self._watch_patience(outcome, now)
+        if lease.probe:
+            self._probe_came_back(outcome, now)
+
+    def _watch_patience(self, outcome: Completion | Trouble, now: float) -> None:
+        """Refusals of any kind without an answer for so long park the run: every run ends."""
+        if isinstance(outcome, Completion) or outcome.fault not in _REFUSALS:
+            self._refused_since = None
+            return
+        if self._refused_since is None:
+            self._refused_since = now
+        if now - self._refused_since >= self._limits.overload_patience:
+            minutes = self._limits.overload_patience / 60
+            self.park(ParkReason.OVERLOAD, f"No answer for {minutes:.0f} minutes; the last reply: {outcome.message}")
+
+    def _probe_came_back(self, outcome: Completion | Trouble, now: float) -> None:
+        """Anything but another 402 or a failing server opens the gate."""
+        if isinstance(outcome, Completion) or outcome.fault in _SERVER_HAD_ROOM:
+            self._shut = None
+        elif outcome.fault is not Fault.CREDITS and self._shut is not None:
+            self._shut = credit.Shut(now + credit.FIRST_PROBE, self._shut.probes)
+
+    def out_of_credits(self, lease: Lease, trouble: Trouble) -> bool:
+        """Shut the gate or park; True when the row may wait for the next probe."""
+        now = self._clock.monotonic()
+        if self._parked is not None:
+            return False
+        self._shut = credit.refused(
+            self._shut, now, trouble.wait, patient=self._limits.wait_for_credits, probe=lease.probe
+        )
+        if self._shut is None:
+            self.park(ParkReason.CREDITS, f"Out of credits: {trouble.message}")
+        self.changed()
+        return self._shut is not None
+
+    def rejected(self, fault: Fault, message: str) -> None:
+        """Nearly every row rejected for one reason: the job is wrong, not the rows."""
+        if self._gate.rejected(fault, message) is not None:
+            self.park(ParkReason.HOPELESS, f"Nearly every row is refused for the same reason: {message}", fault)
+
+    def settle(self, lease: Lease, spent: int) -> None:
+        """The outcome is committed: slot and reservation come back."""
+        self._pace(lease.request.model).finished(self._clock.monotonic(), lease.start)
+        self._reserved -= lease.reserved
+        self._spent += spent
+        self.changed()
+
+    def park(self, reason: ParkReason, message: str, fault: Fault | None = None) -> None:
+        """Let nothing new start; the first reason stays."""
+        if self._parked is None:
+            self._parked = Parked(reason, message, fault)
+            self.changed()
+
+    def others_answered(self) -> bool:
+        """Whether a row was answered in the last five minutes."""
+        return self._clock.monotonic() - self._last_answer < OTHERS_WINDOW
+
+    def room(self, model: str) -> int:
+        """Four times the limit, and at least 64."""
+        return max(LEAST_ROOM, ROOM_FACTOR * self._pace(model).limit)
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until something changed, at most so many seconds. What is waited for is looked at again afterwards."""
+        self._event.clear()
+        await self._clock.wait(self._event, seconds)
+
+    def changed(self) -> None:
+        """Wake whoever waits."""
+        self._event.set()
+
+
+def _tokens(request: Request) -> int:
+    """An estimate for the pace in tokens: a token is about four bytes, and answers use a part of what they may."""
+    return len(request.body) // 4 + (request.max_tokens or 0) * request.n

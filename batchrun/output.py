@@ -1,0 +1,104 @@
+"""The end of the walk: rows of the input beside their outcomes, written as the user's output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from batchrun.api import wire
+from batchrun.errors import InputError
+from batchrun.files import sink
+from batchrun.files.sink import Columns
+from batchrun.files.source import Reader, Row, SourceFile
+from batchrun.records import Outcome
+from batchrun.rules.money import usd
+from batchrun.store.view import View
+
+CHANGED = "The input has changed since it was read; every answer is kept."
+AGAIN = "Run the same command again: it reads the new input first."
+
+
+class Stamp(msgspec.Struct, frozen=True):
+    """How a written file looks from outside: size in bytes, modification time in nanoseconds."""
+
+    size: int
+    mtime_ns: int
+
+
+def stamp(path: str) -> Stamp | None:
+    """The file's stamp, None when it is not there."""
+    try:
+        facts = Path(path).stat()
+    except OSError:
+        return None
+    return Stamp(facts.st_size, facts.st_mtime_ns)
+
+
+def write(path: str, checkpoint: str, files: Sequence[SourceFile], columns: Columns, *, shared: bool) -> Stamp | None:
+    """Write the whole output, whatever is settled by now, and return its stamp. Slow: call it in a thread.
+
+    Args:
+        path: where to, `.jsonl` or `.parquet`.
+        checkpoint: the checkpoint with the outcomes.
+        files: the input, as pass 1 saw it.
+        columns: the columns, as pass 1 settled them.
+        shared: whether several rows may share one answer, so that its cost is shown at the first only.
+
+    Raises:
+        InputError: the input is not what pass 1 read.
+        StorageError: the output cannot be written.
+    """
+    with View(checkpoint) as view:
+        sink.write(path, columns, files, join(view, files, shared=shared))
+    return stamp(path)
+
+
+def write_stream(
+    out: BinaryIO, checkpoint: str, files: Sequence[SourceFile], columns: Columns, *, shared: bool
+) -> None:
+    """The same as JSON lines to an open stream, such as standard output."""
+    with View(checkpoint) as view:
+        sink.write_stream(out, columns, join(view, files, shared=shared))
+
+
+def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """Every input row beside how it ended, in input order, streamed."""
+    unchanged(files)
+    rows = (row for chunk in Reader(files).chunks() for row in chunk)
+    try:
+        for row, outcome in zip(rows, view.outcomes(once=shared), strict=True):
+            yield row, cells(outcome)
+    except ValueError as error:
+        raise InputError(CHANGED, AGAIN) from error
+
+
+def unchanged(files: Sequence[SourceFile]) -> None:
+    """Raise `InputError` when an input file is not as pass 1 saw it."""
+    for file in files:
+        if stamp(file.path) != Stamp(file.size, file.mtime_ns):
+            raise InputError(CHANGED, AGAIN)
+
+
+def cells(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as the output's own columns."""
+    answer, reasoning = wire.texts(outcome.body) if outcome.body is not None else (None, None)
+    return {
+        "state": outcome.state.name.lower(),
+        "answer": answer,
+        "reasoning": reasoning,
+        "finish_reason": outcome.finish_reason,
+        "model": outcome.model,
+        "prompt_tokens": outcome.prompt_tokens,
+        "completion_tokens": outcome.completion_tokens,
+        "cached_tokens": outcome.cached_tokens,
+        "cost_usd": None if outcome.cost_nano is None else usd(outcome.cost_nano),
+        "lane": outcome.lane,
+        "attempts": outcome.attempts,
+        "latency_ms": outcome.latency_ms,
+        "fault": outcome.fault,
+        "fault_message": outcome.fault_message,
+        "response_json": None if outcome.body is None else outcome.body.decode(),
+    }

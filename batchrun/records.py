@@ -1,0 +1,291 @@
+"""The nouns of batchrun, frozen, with the closed lists they draw on. No behaviour beyond reading themselves."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class Endpoint(enum.StrEnum):
+    """Which kind of endpoint a request is for."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+
+
+class Route(enum.StrEnum):
+    """The user's wish."""
+
+    AUTO = "auto"
+    LIVE = "live"
+    BATCH = "batch"
+
+
+class Lane(enum.StrEnum):
+    """How an answer was got."""
+
+    LIVE = "live"
+    BATCH = "batch"
+
+
+class State(enum.IntEnum):
+    """Where one input row stands; the numbers are stored."""
+
+    PENDING = 0
+    SUBMITTED = 1
+    ANSWERED = 2
+    REJECTED = 3
+    AGAIN = 4
+
+
+class Fault(enum.StrEnum):
+    """What went wrong with a call or a row (the closed list)."""
+
+    CREDITS = "credits"
+    KEY = "key"
+    MODEL_MISSING = "model_missing"
+    TOO_LONG = "too_long"
+    BAD_REQUEST = "bad_request"
+    BAD_ROW = "bad_row"
+    THROTTLED = "throttled"
+    OVERLOADED = "overloaded"
+    SERVER = "server"
+    NETWORK = "network"
+    GARBLED = "garbled"
+    CUT_SHORT = "cut_short"
+    FILTERED = "filtered"
+    INVALID_OUTPUT = "invalid_output"
+
+
+class ParkReason(enum.StrEnum):
+    """Why a run stopped cleanly with everything kept."""
+
+    CREDITS = "credits"
+    KEY = "key"
+    OVERLOAD = "overload"
+    BUDGET = "budget"
+    MODEL = "model"
+    HOPELESS = "hopeless"
+    INTERRUPTED = "interrupted"
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One input row turned into an API body.
+
+    Attributes:
+        row: the row's number over all inputs, from 0.
+        digest: 16 bytes of BLAKE2b over endpoint and body: what the row asks for, wherever it stands.
+        endpoint: which endpoint takes the body.
+        model: the model named in the body.
+        body: canonical JSON, exactly as it is sent.
+        max_tokens: the most tokens one choice may have, None when the body does not say.
+        n: choices asked for.
+    """
+
+    row: int
+    digest: bytes
+    endpoint: Endpoint
+    model: str
+    body: bytes
+    max_tokens: int | None
+    n: int
+
+
+class BadRow(msgspec.Struct, frozen=True, gc=False):
+    """An input row that cannot become a request; `message` says why without quoting it."""
+
+    row: int
+    digest: bytes
+    where: str
+    message: str
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens as the server counted them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Reply(msgspec.Struct, frozen=True, gc=False):
+    """What came back over the wire, before anyone judged it: status, lower-case headers, body, seconds it took."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    seconds: float
+
+
+class Broken(msgspec.Struct, frozen=True, gc=False):
+    """A call that brought no reply that can be read.
+
+    Attributes:
+        message: what broke, for people.
+        maybe_paid: whether the request may have reached the server, so that the answer may have been paid for.
+        garbled: whether bytes came back, but none that make a reply (else the network failed).
+        seconds: how long it took.
+    """
+
+    message: str
+    maybe_paid: bool
+    garbled: bool
+    seconds: float
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """A reply that is no answer, read but not yet judged.
+
+    Attributes:
+        status: the HTTP status.
+        kind: the error's type, lower case, "" when there is none.
+        code: the error's code, lower case, "" when there is none.
+        message: the server's sentence, already redacted.
+        wait: seconds the server asks us to stay away, None when it does not say.
+    """
+
+    status: int
+    kind: str
+    code: str
+    message: str
+    wait: float | None
+
+
+class Completion(msgspec.Struct, frozen=True, gc=False):
+    """A good reply, read: what the output needs of it, and the whole body beside it.
+
+    `fault` marks an answer that came back cut short or filtered; it is an answer all the same.
+    """
+
+    body: bytes
+    model: str
+    finish_reason: str
+    usage: Usage | None
+    fault: Fault | None
+
+
+class Trouble(msgspec.Struct, frozen=True, gc=False):
+    """A call that brought no answer, judged: which fault, what the server said, and when it lets us try again.
+
+    Attributes:
+        fault: the entry of the closed list.
+        status: the HTTP status, None when there was none.
+        message: for people, redacted.
+        wait: seconds the server asks us to stay away, None when it did not say.
+        maybe_paid: whether the attempt may have been paid for all the same.
+    """
+
+    fault: Fault
+    status: int | None
+    message: str
+    wait: float | None = None
+    maybe_paid: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """A paid reply to keep: whose it is, what it cost (nano-dollars, None when unknown) and how it came."""
+
+    request: Request
+    completion: Completion
+    lane: Lane
+    cost_nano: int | None
+    latency_ms: int
+    attempts: int
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """A row that cannot succeed as it is, with the fault that says why; `message` is redacted and short."""
+
+    row: int
+    digest: bytes
+    fault: Fault
+    status: int | None
+    message: str
+    attempts: int
+
+
+class Price(msgspec.Struct, frozen=True):
+    """Nano-dollars a token (= US dollars per 1,000,000,000 tokens), rounded up; cached input is `input` when None."""
+
+    input: int
+    output: int
+    cached: int | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True, gc=False):
+    """How one row ended, as the output shows it; the body of an answered row is the whole reply."""
+
+    row: int
+    digest: bytes
+    state: State
+    body: bytes | None = None
+    model: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+    cost_nano: int | None = None
+    lane: str | None = None
+    attempts: int | None = None
+    latency_ms: int | None = None
+    fault: str | None = None
+    fault_message: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One line of the diary: when (seconds since the epoch), what kind, and a sentence."""
+
+    at: float
+    kind: str
+    detail: str
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How a run stands at one moment; what faces show. Money in nano-dollars, times in seconds."""
+
+    total: int
+    answered: int
+    rejected: int
+    in_flight: int
+    limit: int
+    answers_per_second: float
+    tokens_per_second: float
+    throttled: int
+    spent_nano: int
+    seconds_left: float | None
+    waiting: str
+    wait_seconds: float
+
+
+class Report(msgspec.Struct, frozen=True):
+    """How a run ended: counts over the whole checkpoint, and what this start did."""
+
+    exit_code: int
+    total: int
+    answered: int
+    rejected: int
+    pending: int
+    parked: ParkReason | None
+    message: str
+    answered_now: int
+    seconds: float
+    throttled: int
+    prompt_tokens: int
+    completion_tokens: int
+    spent_nano: int
+    spent_now_nano: int
+    unpriced: int
+    maybe_twice: int
+    maybe_twice_nano: int
+    checkpoint: str
+    output: str | None
+    written: bool
+    rejections: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain

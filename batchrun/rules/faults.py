@@ -1,0 +1,101 @@
+"""The error guide as one table: a reply that is no answer, or a call that broke, becomes a fault of the closed list.
+
+Decided in this order: transport, status, error code and type, whole phrases of the server's own sentence. The phrases
+come from recorded replies of Together and of servers that speak the same protocol; loose words such as "rate" or
+"credit" are never looked for, since an error may quote a prompt.
+"""
+
+from __future__ import annotations
+
+import re
+
+from batchrun.records import Broken, Fault, Refusal, Trouble
+
+_CREDIT_STATUSES = frozenset({400, 401, 403, 422, 429})
+_CREDIT_CODES = frozenset(
+    {"insufficient_quota", "insufficient_credits", "insufficient_balance", "billing_hard_limit_reached"}
+)
+_CREDIT_TYPES = frozenset({"credit_limit", *_CREDIT_CODES})
+_CREDIT_PHRASES = (
+    "credit limit exceeded",
+    "positive credit balance is required",
+    "credit balance is too low",
+    "insufficient credits",
+    "insufficient balance",
+    "exceeded your current quota",
+    "crossed budget",
+    "budget has been exceeded",
+    "reached its maximum allowed monthly spending limit",
+)
+
+_MODEL_STATUSES = frozenset({400, 404})
+_MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
+_MODEL_PHRASES = ("model not found", "unable to access model", "unable to access non-serverless model")
+
+_LENGTH_STATUSES = frozenset({400, 403, 413, 422})
+_LENGTH_CODES = frozenset({"context_length_exceeded"})
+_LENGTH_PHRASES = (
+    "max_new_tokens` must be <=",
+    "maximum context length",
+    "must be less than context length",
+    "exceeds the context length",
+    "exceeds the model's context",
+)
+
+_OVERLOAD_STATUSES = frozenset({503, 529})
+_OVERLOAD_PHRASES = ("server is overloaded", "engine is overloaded", "engine is currently overloaded")
+
+_SERVER_STATUSES = frozenset({408, 409, 425})
+
+UNAUTHORIZED = 401
+PAYMENT_REQUIRED = 402
+TOO_MANY_REQUESTS = 429
+SERVER_ERROR = 500
+
+
+def trouble(seen: Refusal | Broken) -> Trouble:
+    """What went wrong, as an entry of the closed list."""
+    if isinstance(seen, Broken):
+        kind = Fault.GARBLED if seen.garbled else Fault.NETWORK
+        return Trouble(kind, None, seen.message, maybe_paid=seen.maybe_paid)
+    return Trouble(_fault(seen), seen.status, seen.message, seen.wait)
+
+
+def _fault(seen: Refusal) -> Fault:
+    """The table, read from the top; the first line that fits wins."""
+    status = seen.status
+    if status == PAYMENT_REQUIRED or _says_credits(seen):
+        return Fault.CREDITS
+    if status == UNAUTHORIZED:
+        return Fault.KEY
+    if status in _MODEL_STATUSES and (seen.code in _MODEL_CODES or _says(seen, _MODEL_PHRASES)):
+        return Fault.MODEL_MISSING
+    if status in _LENGTH_STATUSES and (seen.code in _LENGTH_CODES or _says(seen, _LENGTH_PHRASES)):
+        return Fault.TOO_LONG
+    if status == TOO_MANY_REQUESTS:
+        return Fault.THROTTLED
+    if status in _OVERLOAD_STATUSES or (status == SERVER_ERROR and _says(seen, _OVERLOAD_PHRASES)):
+        return Fault.OVERLOADED
+    if status >= SERVER_ERROR or status in _SERVER_STATUSES:
+        return Fault.SERVER
+    return Fault.BAD_REQUEST
+
+
+def _says_credits(seen: Refusal) -> bool:
+    """Low balance under another status. An old 429 of Together's has the type `credit_limit` and means requests."""
+    if seen.status not in _CREDIT_STATUSES or _says(seen, ("rate limit", "rate limited")):
+        return False
+    if seen.code in _CREDIT_CODES or _says(seen, _CREDIT_PHRASES):
+        return True
+    types = _CREDIT_CODES if seen.status == TOO_MANY_REQUESTS else _CREDIT_TYPES
+    return seen.kind in types
+
+
+def _says(seen: Refusal, phrases: tuple[str, ...]) -> bool:
+    sentence = seen.message.lower()
+    return any(_whole(phrase).search(sentence) for phrase in phrases)
+
+
+def _whole(phrase: str) -> re.Pattern[str]:
+    """The phrase between word boundaries; `re` keeps the compiled pattern."""
+    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")

@@ -1,0 +1,346 @@
+"""The shell of a run: pass 1, the lane, the keeper and the sink, put together and taken apart in order.
+
+It decides nothing about requests and shows nothing: faces read the `Progress` it hands out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
+
+from batchrun import data, output, wanted
+from batchrun.api.client import Client
+from batchrun.clock import Clock, RealClock
+from batchrun.errors import BatchrunError, InputError, StorageError, UsageError
+from batchrun.files.prompt import Prompter
+from batchrun.files.source import Reader, SourceFile
+from batchrun.job import Job, allowed_rejections, checked
+from batchrun.lanes.lane import Parked
+from batchrun.lanes.live import LiveLane
+from batchrun.lanes.quota import LocalQuota
+from batchrun.records import BadRow, Event, ParkReason, Progress, Report, Request
+from batchrun.rules.money import Tariff
+from batchrun.rules.pace import Learned
+from batchrun.store.ingest import find_twins, share_with_twins
+from batchrun.store.keeper import Keeper
+from batchrun.store.store import Hidden, Kept, Store
+from batchrun.wanted import Wanted
+
+FINISHED, REJECTIONS, INTERRUPTED = 0, 10, 130
+EXIT_CODES = {
+    ParkReason.CREDITS: 3,
+    ParkReason.KEY: 4,
+    ParkReason.OVERLOAD: 5,
+    ParkReason.BUDGET: 6,
+    ParkReason.HOPELESS: 9,
+    ParkReason.MODEL: 9,
+    ParkReason.INTERRUPTED: INTERRUPTED,
+}
+
+_RATE_WINDOW = 10.0
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the user says for one start only; never stored."""
+
+    new_requests: bool = False
+    accept_loss: bool = False
+    retry_rejected: bool = False
+
+
+class Run:
+    """One start of a job. `go` does it; the rest may be called meanwhile, from the same event loop."""
+
+    def __init__(self, job: Job, key: str | None, clock: Clock | None = None, options: Options | None = None) -> None:
+        self._job = job
+        self._key = key
+        self._clock = clock or RealClock()
+        self._options = options or Options()
+        self._began = self._clock.monotonic()
+        self._interrupted = False
+        self._stop_code = INTERRUPTED
+        self._failure: BatchrunError | None = None
+        self._quota: LocalQuota | None = None
+        self._lane: LiveLane | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self._start: Kept | None = None
+        self._cut_off = Hidden(0, 0)
+        self._beats: deque[tuple[float, int, int]] = deque()
+
+    # --- from outside ------------------------------------------------------------------------------------------------
+
+    def interrupt(self, exit_code: int = INTERRUPTED) -> None:
+        """Stop softly: nothing new starts, calls in flight finish and are kept. A second time: end at once."""
+        self._stop_code = exit_code
+        if self._interrupted and self._sending is not None:
+            if self._quota is not None:
+                self._cut_off = Hidden(self._quota.in_flight, self._quota.reserved)
+            self._sending.cancel()
+        self._interrupted = True
+        if self._quota is not None:
+            self._quota.park(ParkReason.INTERRUPTED, "Interrupted.")
+
+    def progress(self) -> Progress | None:
+        """How the run stands, None before anything is sent."""
+        if self._quota is None or self._lane is None or self._start is None:
+            return None
+        now = self._clock.monotonic()
+        answers, tokens = self._rates(now)
+        start, lane, quota = self._start, self._lane, self._quota
+        left = start.pending - lane.answered - lane.rejected
+        return Progress(
+            total=start.pending + start.answered + start.rejected,
+            answered=start.answered + lane.answered,
+            rejected=start.rejected + lane.rejected,
+            in_flight=quota.in_flight,
+            limit=quota.limit,
+            answers_per_second=answers,
+            tokens_per_second=tokens,
+            throttled=quota.throttled,
+            spent_nano=start.cost_nano + lane.spent_nano,
+            seconds_left=left / answers if answers > 0 else None,
+            waiting=quota.waiting,
+            wait_seconds=max(0.0, quota.waiting_until - now) if quota.waiting else 0.0,
+        )
+
+    def _rates(self, now: float) -> tuple[float, float]:
+        """Answers and tokens a second over the last ten seconds."""
+        lane = self._lane
+        self._beats.append((now, lane.answered if lane else 0, lane.tokens if lane else 0))
+        while now - self._beats[0][0] > _RATE_WINDOW:
+            self._beats.popleft()
+        (then, answered, tokens), (_, answered_now, tokens_now) = self._beats[0], self._beats[-1]
+        seconds = max(now - then, 1e-3)
+        return (answered_now - answered) / seconds, (tokens_now - tokens) / seconds
+
+    # --- the walk ----------------------------------------------------------------------------------------------------
+
+    async def go(self) -> Report:
+        """Do the job, or go on with it, as far as it goes.
+
+        Raises:
+            BatchrunError: something it cannot go on from; everything counted so far is kept.
+        """
+        store = await Store.open(
+            self._job.checkpoint,
+            self._clock,
+            provider=self._job.provider,
+            accept_loss=self._options.accept_loss,
+        )
+        try:
+            return await self._with(store)
+        except BaseExceptionGroup as group:
+            raise _first_of(group) from group
+        finally:
+            await store.release()
+
+    async def _with(self, store: Store) -> Report:
+        try:
+            settled = await wanted.settle(
+                store, self._job, new_requests=self._options.new_requests, stop=lambda: self._interrupted
+            )
+            if self._options.retry_rejected:
+                await store.retry_rejections()
+            if self._job.dedupe:
+                await find_twins(store)
+            self._start = await store.kept()
+            parked = await self._send(store, settled) if self._start.pending else None
+            if self._job.dedupe:
+                await share_with_twins(store)
+            return await self._close(store, settled, parked)
+        except wanted.Interrupted:
+            return await self._close(store, None, Parked(ParkReason.INTERRUPTED, "Interrupted."))
+        except StorageError:
+            raise  # the run stays open in the checkpoint, so that the next start counts what this one may hide
+        except BatchrunError as error:
+            await store.close("failed", error.message, doubt=self._cut_off)
+            raise
+
+    async def _send(self, store: Store, settled: Wanted) -> Parked | None:
+        """Send what is pending; returns why it stopped, None when nothing is left to send."""
+        async with Client(self._job.base_url, self._key, self._job.timeouts, self._clock) as client:
+            tariff = await self._tariff(client, settled.seen.models)
+            keeper = await Keeper.on(store)
+            quota = self._quota = LocalQuota(
+                self._job.limits,
+                self._clock,
+                tariff,
+                spent=(await store.kept()).cost_nano + (await store.hidden()).nano,
+                raise_marks=store.raise_marks,
+                learned=await _learned(store),
+            )
+            lane = self._lane = LiveLane(
+                client, quota, keeper.keep, self._clock, tariff,
+                job_model=self._job.asking.model, patience=self._job.limits.overload_patience,
+            )  # fmt: skip
+            if self._interrupted:
+                quota.park(ParkReason.INTERRUPTED, "Interrupted.")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keeper.run())
+                self._sending = group.create_task(lane.run(self._requests(store, settled.files)))
+                await asyncio.wait({self._sending})
+                if quota.parked is not None:
+                    await keeper.keep(Event(self._clock.now(), "parked", f"{quota.parked.reason}"))
+                keeper.close()
+        if self._failure is not None:
+            raise self._failure
+        if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
+            await store.retry_rejections(quota.parked.fault, this_run=True)
+        return quota.parked
+
+    async def _requests(self, store: Store, files: Sequence[SourceFile]) -> AsyncIterator[Request]:
+        """Pass 2: the rows without an answer, made into requests again and checked against what pass 1 wanted."""
+        reader, prompter = Reader(files), Prompter(self._job.asking)
+        try:
+            async for page in store.pending(leaders=self._job.dedupe):
+                digests = dict(page)
+                for row in reader.take([number for number, _ in page]):
+                    yield _as_wanted(prompter.request(row), digests)
+        except InputError as error:
+            # Calls in flight finish and are kept; the error is raised when they have.
+            self._failure = error
+            if self._quota is not None:
+                self._quota.park(ParkReason.INTERRUPTED, error.message)
+        finally:
+            reader.close()
+
+    async def _tariff(self, client: Client, models: Mapping[str, bool]) -> Tariff:
+        """Prices and contexts: the user's word, else the server's list, else the dated table. Checked for --max-cost.
+
+        Raises:
+            UsageError: with --max-cost, a price or a context that is needed is not known.
+        """
+        table = data.tariff()
+        listed = await client.models() or []
+        tariff = Tariff(
+            {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **self._job.prices},
+            {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
+        )
+        if self._job.limits.max_cost_nano is not None:
+            _check_bounds(tariff, models)
+        return tariff
+
+    async def _close(self, store: Store, settled: Wanted | None, parked: Parked | None) -> Report:
+        """Write the output when the job is done, write down how the run ended, and say so."""
+        kept = await store.kept()
+        written = False
+        if settled is not None and kept.pending == 0:
+            parked = None
+            written = await self._write_output(store, settled)
+        report = await self._report(store, kept, parked, written=written)
+        learned = self._quota.learned() if self._quota else {}
+        await store.close(
+            "finished" if parked is None else "parked",
+            None if parked is None else parked.reason.value,
+            learned=msgspec.json.encode(learned).decode() if learned else None,
+            doubt=self._cut_off,
+        )
+        return report
+
+    async def _write_output(self, store: Store, settled: Wanted) -> bool:
+        """Write the output unless the one that is there shows all there is; returns whether it was written."""
+        path = self._job.output
+        if path is None:
+            return False
+        revision = (await store.sql.one("revision") or (0,))[0]
+        before = await store.sql.one("written", path=path)
+        there = output.stamp(path)
+        if before is not None and there is not None and before == (there.size, there.mtime_ns, revision):
+            return False
+        stamp = await asyncio.to_thread(
+            output.write, path, store.path, settled.files, settled.seen.columns, shared=self._job.dedupe
+        )
+        if stamp is not None:
+            async with store.transaction() as sql:
+                await sql.execute(
+                    "note_written", path=path, size=stamp.size, mtime_ns=stamp.mtime_ns, revision=revision
+                )
+        return True
+
+    async def _report(self, store: Store, kept: Kept, parked: Parked | None, *, written: bool) -> Report:
+        hidden = await store.hidden()
+        lane = self._lane
+        return Report(
+            exit_code=self._exit_code(kept, parked),
+            total=kept.pending + kept.answered + kept.rejected,
+            answered=kept.answered,
+            rejected=kept.rejected,
+            pending=kept.pending,
+            parked=parked.reason if parked else None,
+            message=parked.message if parked else "",
+            answered_now=lane.answered if lane else 0,
+            seconds=self._clock.monotonic() - self._began,
+            throttled=self._quota.throttled if self._quota else 0,
+            prompt_tokens=kept.prompt_tokens,
+            completion_tokens=kept.completion_tokens,
+            spent_nano=kept.cost_nano,
+            spent_now_nano=lane.spent_nano if lane else 0,
+            unpriced=kept.unpriced,
+            maybe_twice=hidden.calls + self._cut_off.calls,
+            maybe_twice_nano=hidden.nano + self._cut_off.nano,
+            checkpoint=store.path,
+            output=self._job.output if kept.pending == 0 else None,
+            written=written,
+            rejections=dict(await store.sql.all("rejections_by_fault")) if kept.rejected else {},
+        )
+
+    def _exit_code(self, kept: Kept, parked: Parked | None) -> int:
+        if parked is not None:
+            return self._stop_code if parked.reason is ParkReason.INTERRUPTED else EXIT_CODES[parked.reason]
+        allowed = allowed_rejections(self._job.limits.max_rejected, kept.answered + kept.rejected)
+        return FINISHED if kept.rejected <= allowed else REJECTIONS
+
+
+def _as_wanted(request: Request | BadRow, digests: Mapping[int, bytes]) -> Request:
+    if isinstance(request, BadRow) or request.digest != digests[request.row]:
+        raise InputError(output.CHANGED, output.AGAIN)
+    return request
+
+
+async def _learned(store: Store) -> dict[str, Learned]:
+    """What the pace of an earlier start found out, by model."""
+    row = await store.sql.one("learned")
+    try:
+        return msgspec.json.decode(row[0], type=dict[str, Learned]) if row else {}
+    except msgspec.DecodeError:
+        return {}
+
+
+def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
+    for model, open_ended in models.items():
+        if model not in tariff.prices:
+            raise UsageError(
+                f"The price of {model} is not known, so --max-cost could not be kept.",
+                f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
+            )
+        if open_ended and model not in tariff.contexts:
+            raise UsageError(
+                f"Rows for {model} name no max_tokens and its context length is not known: a call has no upper bound.",
+                "Name the most tokens an answer may have: --max-tokens N.",
+            )
+
+
+def _first_of(group: BaseExceptionGroup) -> BaseException:
+    """The error the user should see: ours before anything else."""
+    ours, others = group.split(BatchrunError)
+    found: BaseException = ours or others or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found
+
+
+def run(job: Job, key: str | None = None, options: Options | None = None) -> Report:
+    """Do a job, or go on with it, and return how it ended; for use from Python.
+
+    Args:
+        job: what is asked for.
+        key: the API key; None when the server needs none.
+        options: what holds for this start only.
+
+    Raises:
+        BatchrunError: something it cannot go on from; everything counted so far is kept.
+    """
+    return asyncio.run(Run(checked(job), key, options=options).go())

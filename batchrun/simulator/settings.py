@@ -1,0 +1,157 @@
+"""Every setting as one frozen value, and reading them from TOML with errors that name the nearest known word."""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from batchrun.simulator.faults import Fault, FaultKind
+
+_T = TypeVar("_T")
+
+
+class SettingsError(ValueError):
+    """A setting, a script or a state file that cannot be used; the message says which word is wrong."""
+
+
+class Headers(StrEnum):
+    """Which rate-limit headers the replies carry: the service's documents have described all three."""
+
+    NONE = "none"
+    RESET = "reset"  # x-ratelimit-reset, on a 429 only
+    ALL = "all"  # the full set, on every reply
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the server is like. Times are seconds, money is dollars, None means without limit."""
+
+    latency: float = 0.3  # median of a lognormal
+    sigma: float = 0.35
+    refusal_latency: float = 0.02
+    seed: int = 0
+    context_status: int = 400  # 403 and 422 have been seen for a prompt that is too long
+    refused_keys: tuple[str, ...] = ()
+    cached_share: float = 0.0  # of the prompt tokens, for models with a cached price
+
+    credits: float | None = None  # bought in all
+    metering_delay: float = 0.0  # a charge lowers the balance only so much later
+    strict_in_flight: bool = False  # calls in flight when credits end get 402 instead of overdrawing
+
+    requests_per_second: float | None = None
+    burst: float | None = None
+    tokens_per_second: float | None = None
+    tokens_per_minute: float | None = None
+    token_burst: float | None = None
+    max_in_flight: int | None = None
+    slots: int | None = None  # served at once; the rest wait, without a 429
+    headers: Headers = Headers.NONE
+    retry_after: float | None = None  # on a 429 of the limits
+
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("latency", "sigma", "refusal_latency", "metering_delay", "credits"):
+            _check(name, getattr(self, name), lambda value: value >= 0, "must not be negative")
+        for name in ("requests_per_second", "burst", "tokens_per_second", "tokens_per_minute", "token_burst"):
+            _check(name, getattr(self, name), lambda value: value > 0, "must be more than 0")
+        for name in ("max_in_flight", "slots"):
+            _check(name, getattr(self, name), lambda value: value >= 1, "must be at least 1")
+        _check("cached_share", self.cached_share, lambda value: 0 <= value <= 1, "must be between 0 and 1")
+        _check("context_status", self.context_status, lambda value: value in (400, 403, 422), "must be 400, 403 or 422")
+        if self.tokens_per_second is not None and self.tokens_per_minute is not None:
+            raise SettingsError("give tokens_per_second or tokens_per_minute, not both")
+
+
+SECTIONS: Mapping[str, tuple[str, ...]] = {
+    "server": ("latency", "sigma", "refusal_latency", "seed", "context_status", "refused_keys", "cached_share"),
+    "account": ("credits", "metering_delay", "strict_in_flight"),
+    "limits": (
+        "requests_per_second",
+        "burst",
+        "tokens_per_second",
+        "tokens_per_minute",
+        "token_burst",
+        "max_in_flight",
+        "slots",
+        "headers",
+        "retry_after",
+    ),
+}
+"""Where each setting stands in a script."""
+
+
+def read_script(path: Path) -> Settings:
+    """Read a script file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read ({_reason(error)})") from error
+    try:
+        return parse_script(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def parse_script(text: str) -> Settings:
+    """Settings from TOML: the sections [server], [account] and [limits], and any number of [[fault]]."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"not TOML: {error}") from error
+    _refuse_unknown(document, (*SECTIONS, "fault"), "section")
+    values: dict[str, Any] = {}
+    for section, names in SECTIONS.items():
+        table = document.get(section, {})
+        if not isinstance(table, dict):
+            raise SettingsError(f"{section} must be a section: write [{section}]")
+        _refuse_unknown(table, names, f"setting in [{section}]")
+        values |= table
+    values["faults"] = parse_faults(document.get("fault", []))
+    return _convert(values, Settings)
+
+
+def parse_faults(tables: Any) -> tuple[Fault, ...]:
+    """Faults from a list of tables, as TOML's [[fault]] or a JSON array of objects gives them."""
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError("faults must be a list of tables: write [[fault]]")
+    return tuple(_parse_fault(table) for table in tables)
+
+
+def _parse_fault(table: dict[str, Any]) -> Fault:
+    _refuse_unknown(table, [field.name for field in dataclasses.fields(Fault)], "word in a fault")
+    kind = table.get("kind")
+    if not isinstance(kind, str):
+        raise SettingsError("a fault needs a kind")
+    _refuse_unknown([kind], [known.value for known in FaultKind], "kind of fault")
+    return _convert(table, Fault)
+
+
+def _convert(values: dict[str, Any], into: type[_T]) -> _T:
+    try:
+        return msgspec.convert(values, into)
+    except ValueError as error:  # msgspec's own error is one too
+        raise SettingsError(str(error)) from error
+
+
+def _refuse_unknown(words: Iterable[str], known: Iterable[str], what: str) -> None:
+    known = list(known)
+    for word in words:
+        if word not in known:
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
+            raise SettingsError(f"unknown {what}: {word!r}; the nearest known is {near[0]!r}")
+
+
+def _check(name: str, value: Any, is_good: Callable[[Any], bool], sentence: str) -> None:
+    if value is not None and not is_good(value):
+        raise SettingsError(f"{name} {sentence}, not {value}")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or "not UTF-8 text"

@@ -1,0 +1,106 @@
+"""What is wanted, rebuilt from the input: equal stretches stay untouched, the rest takes the paid replies it can use.
+
+Everything changes in one transaction at the end, or nothing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from batchrun.records import BadRow, Request
+from batchrun.store.store import Params, Statements, Store
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a rebuild would do.
+
+    Attributes:
+        unused: answers that were some row's and would be no row's any more.
+        unused_nano: what they cost.
+        changed: whether any row changed.
+    """
+
+    unused: int
+    unused_nano: int
+    changed: bool
+
+
+class Ingest:
+    """Collects the rows of the input, then replaces what was wanted."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._total = 0
+        self._incoming = 0
+
+    async def begin(self) -> None:
+        """Make room for rows that differ, beside the checkpoint."""
+        for name in ("drop_incoming", "drop_bad", "incoming_table", "bad_table"):
+            await self._store.sql.execute(name)
+
+    async def add(self, rows: Sequence[Request | BadRow]) -> None:
+        """Take the next rows of the input, in order and without gaps."""
+        first, self._total = self._total, self._total + len(rows)
+        packed = b"".join(row.digest for row in rows)
+        stored = await self._store.sql.all("digests", first=first, count=len(rows))
+        if b"".join(digest for (digest,) in stored) == packed:
+            return
+        self._incoming += len(rows)
+        await self._store.sql.execute("add_incoming", first=first, count=len(rows), digests=packed)
+        bad = [row for row in rows if isinstance(row, BadRow)]
+        if bad:
+            await self._store.sql.many("mark_incoming_bad", [{"row": row.row} for row in bad])
+            await self._store.sql.many("add_bad", [_described(row) for row in bad])
+
+    async def replace(self, sql: Statements) -> Change:
+        """Inside a transaction: let the new rows be what is wanted, and give them what is paid for."""
+        before, before_nano = await sql.one("linked") or (0, 0)
+        dropped = await sql.execute("drop_rows", total=self._total)
+        changed = bool(self._incoming or dropped)
+        if self._incoming:
+            await sql.execute("take_bad", now_ms=self._store.now_ms())
+            await sql.execute("take_incoming")
+            await self._match(sql)
+        after, after_nano = (await sql.one("linked") or (0, 0)) if changed else (before, before_nano)
+        if changed:
+            await sql.recount()
+        return Change(before - after, before_nano - after_nano, changed)
+
+    async def _match(self, sql: Statements) -> None:
+        """The k rows that want a digest take its k free replies; rows rejected before stay so."""
+        unused = await sql.one("unused")
+        if unused is not None and unused[0]:
+            for name in ("free_table", "free_index", "match"):
+                await sql.execute(name)
+        await sql.execute("match_rejections")
+
+    async def end(self) -> None:
+        """Drop what was only needed for the comparison."""
+        for name in ("drop_free", "drop_bad", "drop_incoming"):
+            await self._store.sql.execute(name)
+
+
+async def write_sources(sql: Statements, sources: Iterable[tuple[str, int, int, int]]) -> None:
+    """Write down the input files: (path, size in bytes, mtime in nanoseconds, rows)."""
+    await sql.execute("forget_sources")
+    rows = [dict(zip(("path", "size", "mtime_ns", "rows"), source, strict=True)) for source in sources]
+    await sql.many("add_source", rows)
+
+
+async def share_with_twins(store: Store) -> None:
+    """Identical rows take the outcome of the first of them (`--dedupe`)."""
+    async with store.transaction() as sql:
+        if await sql.execute("share"):
+            await sql.recount()
+
+
+async def find_twins(store: Store) -> None:
+    """Find the rows that will share an answer, for this run."""
+    await store.sql.execute("drop_twins")
+    await store.sql.execute("find_twins")
+
+
+def _described(row: BadRow) -> Params:
+    return {"digest": row.digest, "message": f"{row.where}: {row.message}"}

@@ -1,0 +1,335 @@
+-- Every query of the checkpoint, each under its name with a sentence.
+
+-- name: open_run
+-- A new start, with the token that fences its commits.
+insert into run(opened_ms, token) values (:now_ms, :token) returning id;
+
+-- name: crash_open_runs
+-- A run found open did not close itself: its marks count as spent from now on.
+update run set state = 'crashed', closed_ms = :now_ms where state = 'open';
+
+-- name: fence
+-- The first statement of every commit: only the run that holds the token may write.
+update run set kept = kept + :kept, doubt_calls = doubt_calls + :doubt_calls, doubt_nano = doubt_nano + :doubt_nano
+where id = :run and token = :token and state = 'open';
+
+-- name: raise_marks
+-- The most calls in flight and the most money reserved, committed before either may be used.
+update run set mark_calls = :calls, mark_nano = :nano where id = :run and token = :token and state = 'open';
+
+-- name: close_run
+-- The run ended in good order: its marks no longer count.
+update run set state = :state, reason = :reason, closed_ms = :now_ms, learned = :learned,
+  doubt_calls = doubt_calls + :doubt_calls, doubt_nano = doubt_nano + :doubt_nano
+where id = :run and token = :token and state = 'open';
+
+-- name: last_run
+-- The newest start, for what it learned and how it ended.
+select opened_ms, closed_ms, state, reason from run order by id desc limit 1;
+
+-- name: opened
+-- When a run began.
+select opened_ms from run where id = :run;
+
+-- name: learned
+-- What the newest run that wrote it down has learned about the pace.
+select learned from run where learned is not null order by id desc limit 1;
+
+-- name: hidden
+-- Calls and nano-dollars that may have been paid twice: doubts, and the marks of crashed runs.
+select coalesce(sum(doubt_calls + case state when 'crashed' then mark_calls else 0 end), 0),
+       coalesce(sum(doubt_nano + case state when 'crashed' then mark_nano else 0 end), 0) from run;
+
+-- name: paid_newest
+-- The id of the newest paid reply: how many have ever been kept.
+select coalesce(max(id), 0) from paid;
+
+-- name: read_job
+-- Whose checkpoint this is and what was asked for.
+select provider, job, columns from job;
+
+-- name: write_job
+-- The newest job.
+insert into job(one, provider, job, columns) values (1, :provider, :job, :columns)
+on conflict (one) do update set job = excluded.job, columns = excluded.columns;
+
+-- name: sources
+-- The files the requests were built from.
+select path, size, mtime_ns, rows from source order by id;
+
+-- name: forget_sources
+-- Before the new list is written.
+delete from source;
+
+-- name: add_source
+-- One input file.
+insert into source(path, size, mtime_ns, rows) values (:path, :size, :mtime_ns, :rows);
+
+-- name: digests
+-- What stands in a stretch of rows, to compare it with what was read.
+select digest from request where row >= :first and row < :first + :count order by row;
+
+-- name: pending
+-- The next rows without an answer, in order.
+select row, digest from request where state = 0 and row > :after order by row limit :count;
+
+-- name: pending_leaders
+-- The same when identical rows share one answer: only the first of them is sent.
+select row, digest from request
+where state = 0 and row > :after and row not in (select row from temp.twin) order by row limit :count;
+
+-- name: add_paid
+-- A paid reply.
+insert into paid(id, digest, lane, model, finish, prompt_tokens, completion_tokens, cached_tokens, cost_nano,
+                 latency_ms, attempts, kept_ms, fault, checksum)
+values (:id, :digest, :lane, :model, :finish, :prompt_tokens, :completion_tokens, :cached_tokens, :cost_nano,
+        :latency_ms, :attempts, :kept_ms, :fault, :checksum);
+
+-- name: add_body
+-- Its body.
+insert into body(id, dictionary, reply) values (:id, :dictionary, :reply);
+
+-- name: link
+-- The row takes its answer, unless it holds one already.
+update request set state = 2, answer = :id where row = :row and digest = :digest and answer is null and state = 0;
+
+-- name: mark_twice
+-- A paid reply whose row took another one is surplus, and may serve an equal row later.
+update paid set surplus = 'twice'
+where id = :id and not exists (select 1 from request where row = :row and answer = :id);
+
+-- name: reject
+-- The row is given up.
+update request set state = 3 where row = :row and digest = :digest and state = 0;
+
+-- name: add_rejection
+-- With the reason, the newest one if there was one before.
+insert into rejection(digest, fault, status, message, attempts, kept_ms)
+values (:digest, :fault, :status, :message, :attempts, :kept_ms)
+on conflict (digest) do update set fault = excluded.fault, status = excluded.status, message = excluded.message,
+  attempts = excluded.attempts, kept_ms = excluded.kept_ms;
+
+-- name: count_state
+-- A counter moves with what it counts.
+update tally set rows = rows + :by where state = :state;
+
+-- name: count_spend
+-- Money and tokens by lane and model.
+insert into spend(lane, model, replies, unpriced, prompt_tokens, completion_tokens, cost_nano)
+values (:lane, :model, :replies, :unpriced, :prompt_tokens, :completion_tokens, :cost_nano)
+on conflict (lane, model) do update set replies = replies + excluded.replies, unpriced = unpriced + excluded.unpriced,
+  prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+  completion_tokens = completion_tokens + excluded.completion_tokens, cost_nano = cost_nano + excluded.cost_nano;
+
+-- name: count_pulse
+-- The beat of the last seconds.
+insert into pulse(ten_s, replies, tokens) values (:ten_s, :replies, :tokens)
+on conflict (ten_s) do update set replies = replies + excluded.replies, tokens = tokens + excluded.tokens;
+
+-- name: trim_pulse
+-- Older beats tell nothing any more.
+delete from pulse where ten_s < :ten_s;
+
+-- name: add_name
+-- A text that repeats, once.
+insert into name(text) values (:text) on conflict (text) do nothing;
+
+-- name: names
+-- All of them.
+select id, text from name;
+
+-- name: add_dictionary
+-- A newly trained dictionary.
+insert into dictionary(content) values (:content) returning id;
+
+-- name: dictionaries
+-- All of them.
+select id, content from dictionary;
+
+-- name: add_event
+-- A line in the diary.
+insert into event(at_ms, kind, detail) values (:at_ms, :kind, :detail);
+
+-- name: retry_rows
+-- Rejected rows go back to pending; a bad input line stays what it is.
+update request set state = 0 where state = 3 and digest in (
+  select digest from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms);
+
+-- name: retry_rejections
+-- And their reasons are forgotten.
+delete from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms;
+
+-- name: has_bad_rows
+-- Whether the input has lines that are no requests.
+select exists (select 1 from rejection where fault = 'bad_row');
+
+-- name: written
+-- What an output looked like when it was written, and what it was written from.
+select size, mtime_ns, revision from written where path = :path;
+
+-- name: note_written
+-- Remember it.
+insert into written(path, size, mtime_ns, revision) values (:path, :size, :mtime_ns, :revision)
+on conflict (path) do update set size = excluded.size, mtime_ns = excluded.mtime_ns, revision = excluded.revision;
+
+-- name: outdate_written
+-- The rows or their outcomes changed in a way that counting answers does not show.
+update written set revision = -1;
+
+-- name: incoming_table
+-- Where a changed input is collected before it replaces what was wanted.
+create temp table incoming(row integer primary key, digest blob not null, state integer not null);
+
+-- name: add_incoming
+-- A stretch of rows from packed digests, in one statement.
+with recursive n(i) as (select 0 union all select i + 1 from n where i + 1 < :count)
+insert into temp.incoming(row, digest, state) select :first + i, substr(:digests, 1 + 16 * i, 16), 0 from n where :count > 0;
+
+-- name: bad_table
+-- Where the reasons of bad rows wait meanwhile.
+create temp table bad(digest blob primary key, message text not null) without rowid;
+
+-- name: add_bad
+-- Why a row is no request.
+insert or replace into temp.bad(digest, message) values (:digest, :message);
+
+-- name: take_bad
+-- Bad rows are rejections like others.
+insert or replace into rejection(digest, fault, status, message, attempts, kept_ms)
+select digest, 'bad_row', null, message, 0, :now_ms from temp.bad;
+
+-- name: drop_bad
+-- And go when they are taken.
+drop table if exists temp.bad;
+
+-- name: mark_incoming_bad
+-- A row of the stretch that is no request.
+update temp.incoming set state = 3 where row = :row;
+
+-- name: linked
+-- Answers in use, and what they cost.
+select count(*), coalesce(sum(paid.cost_nano), 0)
+from request join paid on paid.id = request.answer where request.answer is not null;
+
+-- name: drop_rows
+-- The input became shorter.
+delete from request where row >= :total;
+
+-- name: take_incoming
+-- What is wanted now. The order by keeps the insert in the order of the pages.
+insert or replace into request(row, digest, state, answer) select row, digest, state, null from temp.incoming order by row;
+
+-- name: free_table
+-- Paid replies that are no row's answer, numbered among their equals in order of payment.
+create temp table free as
+select digest, id, row_number() over (partition by digest order by id) as nth from paid
+where (surplus is null or surplus = 'twice')
+  and id not in (select answer from request where answer is not null)
+  and digest in (select digest from temp.incoming);
+
+-- name: free_index
+-- So that each wanting row finds its reply.
+create index temp.free_by_digest on free(digest, nth);
+
+-- name: match
+-- The k rows that want a digest take its k free replies.
+update request set state = 2, answer = matched.id
+from (select wanted.row, free.id from
+        (select row, digest, row_number() over (partition by digest order by row) as nth
+         from temp.incoming where state = 0) as wanted
+      join temp.free as free on free.digest = wanted.digest and free.nth = wanted.nth) as matched
+where request.row = matched.row;
+
+-- name: match_rejections
+-- Rows that were rejected before are so still.
+update request set state = 3
+where state = 0 and row in (select row from temp.incoming) and digest in (select digest from rejection);
+
+-- name: drop_free
+-- The tables of a rebuild go.
+drop table if exists temp.free;
+
+-- name: drop_incoming
+-- Both of them.
+drop table if exists temp.incoming;
+
+-- name: unused
+-- Whether any paid reply could serve a row that wants it.
+select exists (select 1 from paid where (surplus is null or surplus = 'twice')
+  and id not in (select answer from request where answer is not null));
+
+-- name: zero_tally
+-- Before a recount.
+update tally set rows = 0;
+
+-- name: recount_tally
+-- After a rebuild the counters are counted.
+update tally set rows = coalesce((select count(*) from request where request.state = tally.state), 0);
+
+-- name: drop_twins
+-- Twins are found anew at each start.
+drop table if exists temp.twin;
+
+-- name: find_twins
+-- Rows that ask for the same as an earlier one, or as one that is answered: they take its outcome.
+create temp table twin as
+select row, leader from (
+  select row, state, first_value(row) over (partition by digest order by state in (2, 4) desc, row) as leader
+  from request)
+where row <> leader and state = 0;
+
+-- name: share
+-- Every twin takes what its leader has.
+update request set state = leader.state, answer = leader.answer
+from temp.twin join request as leader on leader.row = twin.leader
+where request.row = twin.row and request.state = 0 and leader.state in (2, 3);
+
+-- name: tally
+-- Rows by state.
+select state, rows from tally;
+
+-- name: spend
+-- Money and tokens over everything the checkpoint ever paid.
+select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(prompt_tokens), 0),
+       coalesce(sum(completion_tokens), 0), coalesce(sum(cost_nano), 0) from spend;
+
+-- name: spend_by_model
+-- The same, apart.
+select lane.text, model.text, replies, unpriced, prompt_tokens, completion_tokens, cost_nano
+from spend join name as lane on lane.id = spend.lane join name as model on model.id = spend.model order by 1, 2;
+
+-- name: pulse_since
+-- Replies and tokens since a slice of ten seconds.
+select coalesce(sum(replies), 0), coalesce(sum(tokens), 0) from pulse where ten_s >= :ten_s;
+
+-- name: events
+-- The diary, newest last.
+select at_ms, kind, detail from (select id, at_ms, kind, detail from event order by id desc limit :count) order by id;
+
+-- name: rejections_by_fault
+-- How many rows were rejected for what.
+select rejection.fault, count(*) from request join rejection using (digest) where state = 3 group by 1 order by 2 desc, 1;
+
+-- name: rejected_rows
+-- Rejected rows with their reasons.
+select row, rejection.fault, status, message, attempts
+from request join rejection using (digest) where state = 3 order by row;
+
+-- name: outcomes
+-- How every row ended, in input order, with the whole reply.
+select request.row, request.digest, request.state, request.answer, body.dictionary, body.reply,
+       model.text, finish.text, paid.prompt_tokens, paid.completion_tokens, paid.cached_tokens, paid.cost_nano,
+       lane.text, paid.latency_ms, paid.attempts, paid.checksum, paid.fault,
+       rejection.fault, rejection.message, rejection.attempts
+from request
+left join paid on paid.id = request.answer
+left join body on body.id = request.answer
+left join name as model on model.id = paid.model
+left join name as finish on finish.id = paid.finish
+left join name as lane on lane.id = paid.lane
+left join rejection on request.state = 3 and rejection.digest = request.digest
+order by request.row;
+
+-- name: revision
+-- How many outcomes were ever kept: an output written at this number shows them all.
+select coalesce(sum(kept), 0) from run;

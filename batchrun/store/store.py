@@ -1,0 +1,272 @@
+"""The checkpoint as its one writer holds it: opened, fenced, closed, and asked what is left.
+
+Keeping outcomes is `keeper`'s, replacing what is wanted is `ingest`'s, reading for others is `view`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+import msgspec
+
+from batchrun import door
+from batchrun.clock import Clock
+from batchrun.errors import StorageError, UsageError
+from batchrun.store import opening
+from batchrun.store.lock import Lock
+from batchrun.store.sql import query
+
+Params = Mapping[str, Any]
+
+
+class Hidden(msgspec.Struct, frozen=True):
+    """What may have been paid for without an answer to show: calls, and nano-dollars at most."""
+
+    calls: int
+    nano: int
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """Rows by state, and what the checkpoint ever spent."""
+
+    pending: int
+    answered: int
+    rejected: int
+    replies: int
+    unpriced: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost_nano: int
+
+
+class Statements:
+    """The named queries on one connection."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, name: str, **params: Any) -> int:
+        """Run a statement; returns how many rows it changed."""
+        async with self._connection.execute(query(name), params) as cursor:
+            return cursor.rowcount
+
+    async def many(self, name: str, params: Iterable[Params]) -> int:
+        """Run a statement for each set of parameters; returns how many rows they changed in all."""
+        async with self._connection.executemany(query(name), params) as cursor:
+            return cursor.rowcount
+
+    async def one(self, name: str, **params: Any) -> tuple[Any, ...] | None:
+        """The first row of a query, None when there is none."""
+        async with self._connection.execute(query(name), params) as cursor:
+            row = await cursor.fetchone()
+        return None if row is None else tuple(row)
+
+    async def all(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
+        """Every row of a query; for small ones."""
+        async with self._connection.execute(query(name), params) as cursor:
+            return [tuple(row) for row in await cursor.fetchall()]
+
+    async def recount(self) -> None:
+        """After rows changed in bulk: count them anew, and know that a written output is out of date."""
+        for name in ("zero_tally", "recount_tally", "outdate_written"):
+            await self.execute(name)
+
+    async def note(self, at_ms: int, kind: str, detail: str) -> None:
+        """A line in the diary, in the transaction it explains."""
+        await self.execute("add_event", at_ms=at_ms, kind=kind, detail=detail)
+
+
+class Store:
+    """The only writer of one checkpoint, from `open` to `close`."""
+
+    def __init__(self, path: str, connection: aiosqlite.Connection, lock: Lock, clock: Clock) -> None:
+        self.path = path
+        self.clock = clock
+        self.run = 0
+        self.sql = Statements(connection)
+        self._connection = connection
+        self._lock = lock
+        self._token = os.urandom(16)
+        self._one_at_a_time = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, path: str, clock: Clock, *, provider: str, accept_loss: bool = False) -> Store:
+        """Take the lock, open the file, make sure nothing is lost, and write down that a run has begun.
+
+        Raises:
+            BusyError: another run holds it.
+            StorageError: it cannot be written or trusted.
+            UsageError: it belongs to another provider.
+        """
+        folder = Path(path).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"The folder of the checkpoint cannot be made: {error.strerror}.") from error
+        opening.refuse_network(folder)
+        lock = Lock(path)
+        told = lock.take()
+        try:
+            return await cls._opened(path, clock, lock, told, provider, accept_loss)
+        except sqlite3.Error as error:
+            lock.release()
+            raise opening.described(error) from error
+        except OSError as error:
+            lock.release()
+            raise StorageError(f"The checkpoint cannot be opened: {error.strerror}.") from error
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    async def _opened(
+        cls, path: str, clock: Clock, lock: Lock, told: int | None, provider: str, accept_loss: bool
+    ) -> Store:
+        had_wal = opening.wal_has_frames(path)
+        connection = await opening.connect(path)
+        store = cls(path, connection, lock, clock)
+        try:
+            await store._check_provider(provider)
+            loss = await opening.check_loss(connection, told, had_wal=had_wal, accept=accept_loss)
+            await store._begin(loss)
+        except BaseException:
+            await connection.close()
+            raise
+        return store
+
+    async def _check_provider(self, provider: str) -> None:
+        job = await self.sql.one("read_job")
+        if job is not None and job[0] != provider:
+            raise UsageError(
+                f"This checkpoint holds answers of {job[0]!r}; this run would ask {provider!r}.",
+                "Name another one with --checkpoint.",
+            )
+
+    async def _begin(self, loss: str | None) -> None:
+        """Write the run down and fold it into the main file, so that a lost `-wal` shows."""
+        now_ms = self.now_ms()
+        await self._connection.execute("begin immediate")
+        if loss is not None:
+            await self._connection.execute(query("add_event"), {"at_ms": now_ms, "kind": "loss", "detail": loss})
+        await self._connection.execute(query("crash_open_runs"), {"now_ms": now_ms})
+        async with self._connection.execute(query("open_run"), {"now_ms": now_ms, "token": self._token}) as cursor:
+            row = await cursor.fetchone()
+        self.run = int(row[0]) if row else 0
+        await self._connection.execute("commit")
+        await self._connection.execute("pragma wal_checkpoint(truncate)")
+        newest = await self.sql.one("paid_newest")
+        self._lock.tell(int(newest[0]) if newest else 0)
+
+    def now_ms(self) -> int:
+        """Milliseconds since the epoch."""
+        return int(self.clock.now() * 1000)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def pending(self, page: int = 500, *, leaders: bool = False) -> AsyncIterator[list[tuple[int, bytes]]]:
+        """Pages of (row, digest) without an answer, in order; with `leaders`, only one row of identical ones."""
+        name, after = "pending_leaders" if leaders else "pending", -1
+        while rows := await self.sql.all(name, after=after, count=page):
+            after = rows[-1][0]
+            yield [(row, digest) for row, digest in rows]
+
+    async def hidden(self) -> Hidden:
+        """What crashes and broken replies may have cost, over the life of the checkpoint."""
+        calls, nano = await self.sql.one("hidden") or (0, 0)
+        return Hidden(calls, nano)
+
+    async def kept(self) -> Kept:
+        """Where the checkpoint stands, from its counters."""
+        rows: dict[int, int] = {state: count for state, count in await self.sql.all("tally")}  # noqa: C416 - typed
+        spend = await self.sql.one("spend") or (0, 0, 0, 0, 0)
+        return Kept(rows.get(0, 0) + rows.get(1, 0), rows.get(2, 0) + rows.get(4, 0), rows.get(3, 0), *spend)
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def transaction(
+        self, *, kept: int = 0, doubt_calls: int = 0, doubt_nano: int = 0
+    ) -> AsyncIterator[Statements]:
+        """One transaction, fenced: it commits at the end, or rolls back and raises.
+
+        Raises:
+            StorageError: the disk refused, or another run has taken over.
+        """
+        async with self._one_at_a_time:
+            try:
+                await self._connection.execute("begin immediate")
+                await self._fence(kept, doubt_calls, doubt_nano)
+                yield self.sql
+                door.passing("commit")
+                await self._connection.execute("commit")
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error, ValueError):
+                    await self._connection.rollback()
+                if isinstance(error, sqlite3.Error):
+                    raise opening.described(error) from error
+                raise
+
+    async def _fence(self, kept: int, doubt_calls: int, doubt_nano: int) -> None:
+        counts = {"kept": kept, "doubt_calls": doubt_calls, "doubt_nano": doubt_nano}
+        if await self.sql.execute("fence", run=self.run, token=self._token, **counts) != 1:
+            raise StorageError(
+                "Another run has taken over this checkpoint; this one stops. What it counted is kept.",
+                "Let one run at a time write a checkpoint.",
+            )
+
+    async def raise_marks(self, calls: int, nano: int) -> None:
+        """Commit the most calls in flight and the most nano-dollars reserved, before either may be used."""
+        async with self.transaction() as sql:
+            await sql.execute("raise_marks", calls=calls, nano=nano, run=self.run, token=self._token)
+
+    async def retry_rejections(self, fault: str | None = None, *, this_run: bool = False) -> int:
+        """Put rejected rows back to pending, all or those of one fault or of this run; bad input rows stay.
+
+        Returns:
+            How many rows went back.
+        """
+        since = await self.sql.one("opened", run=self.run) if this_run else None
+        which = {"fault": fault, "since_ms": since[0] if since else 0}
+        async with self.transaction() as sql:
+            rows = await sql.execute("retry_rows", **which)
+            await sql.execute("retry_rejections", **which)
+            if rows:
+                await sql.recount()
+        return rows
+
+    def tell(self, kept: int) -> None:
+        """After a commit: so many paid replies are in the checkpoint."""
+        self._lock.tell(kept)
+
+    async def note(self, kind: str, detail: str) -> None:
+        """A line in the diary, in a transaction of its own."""
+        async with self.transaction() as sql:
+            await sql.note(self.now_ms(), kind, detail)
+
+    async def close(self, state: str, reason: str | None, *, learned: str | None = None, doubt: Hidden) -> None:
+        """Write down how the run ended, then let go of the file and the lock.
+
+        Args:
+            state: `finished`, `parked` or `failed`.
+            reason: why it parked or failed.
+            learned: what the pace learned, as JSON, for the next start.
+            doubt: calls cut off in flight, which may have been paid for.
+        """
+        async with self.transaction() as sql:
+            await sql.execute(
+                "close_run", state=state, reason=reason, now_ms=self.now_ms(), learned=learned, run=self.run,
+                token=self._token, doubt_calls=doubt.calls, doubt_nano=doubt.nano,
+            )  # fmt: skip
+        await self.release()
+
+    async def release(self) -> None:
+        """Let go of the file and the lock; the run stays open in it, as after a crash, unless `close` came first."""
+        await self._connection.close()
+        self._lock.release()

@@ -1,0 +1,187 @@
+"""Pass 1: the input is read whole, every bad line is found, and what is wanted is settled. Nothing is sent in it.
+
+An input that has not changed is not read again. A change that would leave paid answers unused is refused unless the
+user says so.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from batchrun.errors import GuardError, InputError, UsageError
+from batchrun.files.prompt import Prompter
+from batchrun.files.sink import Columns, ColumnScan, check_output
+from batchrun.files.source import Reader, Row, SourceFile, discover
+from batchrun.job import Asking, Job
+from batchrun.records import BadRow, Request
+from batchrun.rules.money import usd
+from batchrun.store.ingest import Change, Ingest, write_sources
+from batchrun.store.store import Statements, Store
+
+PROBLEMS_SHOWN = 20
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What pass 1 settled besides the rows, stored with the job.
+
+    Attributes:
+        columns: names and kinds of the output's columns.
+        models: the models that rows ask for, and whether any of their rows names no max_tokens.
+    """
+
+    columns: Columns
+    models: dict[str, bool]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """The input as settled: its files in order, and what was seen in them."""
+
+    files: tuple[SourceFile, ...]
+    seen: Seen
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the user said stop
+    """The user said stop while the input was being read; nothing was changed."""
+
+
+async def settle(store: Store, job: Job, *, new_requests: bool, stop: Callable[[], bool]) -> Wanted:
+    """Make the checkpoint want what the input asks for, and return what that is.
+
+    Raises:
+        InputError: the input cannot be read, or has bad rows and `--skip-bad-rows` was not given.
+        GuardError: paid answers would be left unused.
+        Interrupted: `stop` said so.
+    """
+    files = discover(job.inputs)
+    _check_output(job, files)
+    before = await stored(store)
+    if before is not None and await _unchanged(store, before[0], job, files):
+        await _write_job(store, job, before[1])
+        return Wanted(files, before[1])
+    return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, stop=stop)
+
+
+async def stored(store: Store) -> tuple[Job, Seen] | None:
+    """The job of the last start and what its pass 1 settled, None in a new checkpoint."""
+    row = await store.sql.one("read_job")
+    if row is None:
+        return None
+    return msgspec.json.decode(row[1], type=Job), msgspec.json.decode(row[2], type=Seen)
+
+
+def _check_output(job: Job, files: Sequence[SourceFile]) -> None:
+    if job.output is None:
+        return
+    check_output(job.output)
+    folder = str(Path(job.output).parent)
+    if (
+        any(os.path.realpath(file.path) == os.path.realpath(job.output) for file in files)
+        or folder in job.inputs
+        or any(fnmatch.fnmatch(job.output, typed) for typed in job.inputs)
+    ):
+        raise UsageError("The output lies among the input files.", "Write it to another folder.")
+
+
+async def _unchanged(store: Store, before: Job, job: Job, files: Sequence[SourceFile]) -> bool:
+    """Whether rows would come out as they are: the same files, asked in the same way."""
+    listed = [(path, size, mtime) for path, size, mtime, _ in await store.sql.all("sources")]
+    if listed != [(file.path, file.size, file.mtime_ns) for file in files] or before.asking != job.asking:
+        return False
+    bad = await store.sql.one("has_bad_rows")
+    return job.skip_bad_rows or not (bad and bad[0])
+
+
+async def _rebuilt(
+    store: Store,
+    job: Job,
+    files: tuple[SourceFile, ...],
+    before: Job | None,
+    *,
+    new_requests: bool,
+    stop: Callable[[], bool],
+) -> Wanted:
+    reader, ingest, notes = Reader(files), Ingest(store), _Notes()
+    prompter = Prompter(job.asking)
+    await ingest.begin()
+    try:
+        for chunk in reader.chunks():
+            await ingest.add(notes.take(chunk, prompter))
+            if stop():
+                raise Interrupted
+        notes.check(skip=job.skip_bad_rows)
+        seen = Seen(notes.scan.settle(), notes.models)
+        async with store.transaction() as sql:
+            change = await ingest.replace(sql)
+            if before is not None and before.asking != job.asking and change.unused > 0 and not new_requests:
+                raise _guard(before.asking, job.asking, change)
+            sources = zip(files, reader.rows_per_file, strict=True)
+            await write_sources(sql, [(file.path, file.size, file.mtime_ns, rows) for file, rows in sources])
+            await _write_job_in(sql, job, seen)
+    finally:
+        await ingest.end()
+    return Wanted(files, seen)
+
+
+class _Notes:
+    """What pass 1 notices besides requests: columns, models, and the first bad rows."""
+
+    def __init__(self) -> None:
+        self.scan = ColumnScan()
+        self.models: dict[str, bool] = {}
+        self.rows = 0
+        self.bad = 0
+        self.problems: list[str] = []
+
+    def take(self, chunk: Sequence[Row], prompter: Prompter) -> list[Request | BadRow]:
+        self.scan.see(chunk)
+        self.rows += len(chunk)
+        made = [prompter.request(row) for row in chunk]
+        for request in made:
+            if isinstance(request, BadRow):
+                self.bad += 1
+                if len(self.problems) < PROBLEMS_SHOWN:
+                    self.problems.append(f"{request.where}: {request.message}")
+            else:
+                self.models[request.model] = self.models.get(request.model, False) or request.max_tokens is None
+        return made
+
+    def check(self, *, skip: bool) -> None:
+        if self.rows == 0:
+            raise InputError("The input has no rows.", "Check the path.")
+        if self.bad and not skip:
+            more = f" (the first {len(self.problems)} are shown)" if self.bad > len(self.problems) else ""
+            raise InputError(
+                f"{self.bad} of {self.rows} rows cannot be sent{more}. Nothing was sent.",
+                "Mend them, or use --skip-bad-rows to have them in the output as rejected.",
+                self.problems,
+            )
+
+
+async def _write_job(store: Store, job: Job, seen: Seen) -> None:
+    async with store.transaction() as sql:
+        await _write_job_in(sql, job, seen)
+
+
+async def _write_job_in(sql: Statements, job: Job, seen: Seen) -> None:
+    await sql.execute(
+        "write_job",
+        provider=job.provider,
+        job=msgspec.json.encode(job).decode(),
+        columns=msgspec.json.encode(seen).decode(),
+    )
+
+
+def _guard(before: Asking, now: Asking, change: Change) -> GuardError:
+    names = [name for name in Asking.__struct_fields__ if getattr(before, name) != getattr(now, name)]
+    changed = " and ".join({"params": "parameters"}.get(name, name) for name in names)
+    have = "have" if len(names) > 1 or names == ["params"] else "has"
+    return GuardError(
+        f"The {changed} {have} changed: {change.unused:,} kept answers (${usd(change.unused_nano):.4f}) would not be "
+        "used. Nothing was sent.",
+        "--new-requests asks anew and pays again; another --checkpoint keeps both.",
+    )
