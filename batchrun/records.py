@@ -112,7 +112,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
-    """What came back over the wire, before anyone judged it: status, lower-case headers, body, seconds it took."""
+    """What came back over the wire, before anyone judged it: status, headers by any case, body, seconds it took."""
 
     status: int
     headers: Mapping[str, str]

@@ -92,7 +92,7 @@ async def test_killed_at_twenty_more_seeded_moments(seed: int, tmp_path: Path, m
 STEPS = [("commit", 1), ("commit", 2), ("commit", 5), ("call", 1), ("call", 40), ("rename", 1)]
 
 
-@pytest.mark.parametrize(("step", "number"), STEPS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("step", "number"), STEPS, ids=str)
 async def test_killed_before_a_durable_step_the_next_run_finishes(
     step: str, number: int, tmp_path: Path, make_job: MakeJob
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -85,7 +86,7 @@ class Client:
             return self._broken(began, f"The connection broke ({_why(error)}).")
         return Reply(status, headers, content, self._clock.monotonic() - began)
 
-    async def _bytes(self, method: str, path: str, body: bytes | None) -> tuple[int, dict[str, str], bytes]:
+    async def _bytes(self, method: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body. One alarm watches: the first byte, then each pause, and the whole."""
         if self._session is None:
             raise RuntimeError("the client is used outside its `async with`")
@@ -101,8 +102,7 @@ class Client:
                     if len(content) > LARGEST_BODY:
                         raise ValueError("the body is too long")
                     alarm.reschedule(min(end, loop.time() + self._timeouts.idle))
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                return response.status, headers, bytes(content)
+                return response.status, response.headers, bytes(content)
 
     def _broken(self, began: float, message: str, *, maybe_paid: bool = True, garbled: bool = False) -> Broken:
         return Broken(message, maybe_paid, garbled, self._clock.monotonic() - began)

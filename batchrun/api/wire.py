@@ -160,10 +160,12 @@ def _date(value: str | None, now: float) -> float | None:
 
 def limits(headers: Mapping[str, str]) -> tuple[float | None, float | None]:
     """(requests, tokens) a second that the headers promise; the dynamic limit counts before the fixed one."""
-    return tuple(  # type: ignore[return-value]
-        next((n for n in (_number(headers.get(f"{name}-dynamic")), _number(headers.get(name))) if n), None)
-        for name in ("x-ratelimit-limit", "x-tokenlimit-limit")
-    )
+    return _limit(headers, "x-ratelimit-limit"), _limit(headers, "x-tokenlimit-limit")
+
+
+def _limit(headers: Mapping[str, str], name: str) -> float | None:
+    said = headers.get(f"{name}-dynamic") or headers.get(name)
+    return None if said is None else _number(said) or None
 
 
 def redacted(message: str, body: bytes, key: str | None) -> str:

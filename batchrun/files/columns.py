@@ -58,7 +58,7 @@ OUTCOME_COLUMNS: tuple[Column, ...] = (
 )
 
 # Whole numbers up to here are exact as floats; up to 64 bits they fit a Parquet integer.
-EXACT_FLOAT = 1 << 53
+_EXACT_FLOAT = 1 << 53
 _LARGEST = (1 << 63) - 1
 
 
@@ -90,7 +90,7 @@ class ColumnScan:
                 continue
             for name, value in row.cells.items():
                 kind: type = type(value)
-                if kind is int and not -EXACT_FLOAT <= value <= EXACT_FLOAT:
+                if kind is int and not -_EXACT_FLOAT <= value <= _EXACT_FLOAT:
                     kind = _Wide if -_LARGEST - 1 <= value <= _LARGEST else _Huge
                 try:
                     seen[name].add(kind)
@@ -126,6 +126,5 @@ def our_names(taken: Iterable[str]) -> tuple[str, ...]:
         while name in used:
             name = f"batchrun_{column.name}" if turn == 1 else f"batchrun_{turn}_{column.name}"
             turn += 1
-        used.add(name)
         names.append(name)
     return tuple(names)

@@ -17,7 +17,7 @@ from pyarrow.parquet import ParquetWriter
 
 from batchrun.errors import InputError
 from batchrun.files import parquet
-from batchrun.files.columns import EXACT_FLOAT, OUTCOME_COLUMNS, Column, Columns, Kind
+from batchrun.files.columns import OUTCOME_COLUMNS, Column, Columns, Kind
 from batchrun.files.row import Row
 
 Outcome = dict[str, Any]
@@ -89,7 +89,7 @@ class _Group:
 
 
 def common_schema(paths: Sequence[str]) -> pa.Schema | None:
-    """The schema all these files share, without the notes of who wrote them; None when they do not."""
+    """The schema all these files share, whoever wrote them; None when they do not."""
     if not paths or not all(path.lower().endswith(".parquet") for path in paths):
         return None
     schemas = (_schema(path) for path in paths)
@@ -100,7 +100,7 @@ def common_schema(paths: Sequence[str]) -> pa.Schema | None:
 def _schema(path: str) -> pa.Schema:
     file = parquet.opened(path)
     try:
-        return file.schema_arrow.remove_metadata()
+        return file.schema_arrow
     finally:
         file.close()
 
@@ -181,9 +181,7 @@ def _column(rows: list[Row], column: Column) -> pa.Array:
         raise _misfit(rows, column)
     if bytes in types:
         values = [base64.b64encode(value).decode() if isinstance(value, bytes) else value for value in values]
-    if column.kind is Kind.FLOAT and int in types and any(type(v) is int and abs(v) > EXACT_FLOAT for v in values):
-        raise _misfit(rows, column)
-    try:
+    try:  # Arrow itself refuses a whole number that a float cannot hold exactly
         return pa.array(values, _TYPES[column.kind])
     except (pa.ArrowInvalid, OverflowError) as error:
         raise _misfit(rows, column) from error

@@ -22,13 +22,10 @@ KEPT_UP = 0.6  # share of the starts of two steps ago answered by now: below it 
 
 # Refused: step back.
 TRIM = 0.985  # factor: the least that a refusal costs
-EASE = 0.998  # factor: rest just below the limit, so that rounding does not drain the bucket
-EASE_NOISE = 0.02  # further below when calls differ in cost, for the same reason
-SKIP_CALLS = 2.0  # starts left out after a refusal, so that the bucket holds something; doubled while that is too few
+SKIP_CALLS = 3.0  # starts left out after a refusal, so that the bucket holds something; doubled while that is too few
 SKIP_MOST = 16.0  # and no more: a small bucket would overflow
 SURE_CALLS = 20  # calls passed between two refusals, to read the limit off them to about 5 %
 POOL_CALLS = 400.0  # calls whose passing is remembered in the limit: an error of 5 % when costs are lognormal
-GOAL_CALLS = 100.0  # calls read before a limit is worth going back to
 FAR_OFF = 2.5  # standard deviations: fewer calls passed than luck explains, so the limit fell
 NOISE_SHARE = 0.3  # share of the newest reading in the noise
 NOISE_MOST = 4.0  # variance of a call's cost, in mean costs: more is a change of the limit, not noise
@@ -40,8 +37,9 @@ LEAST_REST_S = 1.0  # seconds: the verdicts on calls already sent come first
 FALLEN, FALLEN_REST_S, FALLEN_FOR_S = 0.7, 20.0, 900.0  # a limit that fell often comes back: look sooner, for a while
 PROBE = 1.25  # factor: far enough to be refused, or believed, within seconds
 PROBE_LEAST, PROBE_PER_S = 1.05, 3.0  # a high rate need not go so far: three calls a second beyond the limit will do
-RISEN_CALLS, RISEN_SHARE = 4.0, 0.01  # calls passed beyond the old limit that prove a new one
+RISEN_CALLS = 4.0  # calls passed beyond the old limit that prove a new one
 RISEN_SIGMAS = 2.0  # and beyond this many standard deviations of what the calls cost
+NEAR_WORD = 0.03  # share that the limit read off and the one a header names may differ by
 IDLE_CALLS = 40.0  # calls short of the limit after which its bucket may have filled: no reading then
 BURST_S = 10.0  # seconds of the limit that such a bucket may hold
 
@@ -51,8 +49,16 @@ class Phase(Enum):
 
     FREE = "free"  # unlimited: the user named the calls in flight, and nothing was refused
     RAMP = "ramp"  # a step up, again and again
-    REST = "rest"  # just below the known limit
+    REST = "rest"  # at the known limit
     PROBE = "probe"  # above it
+
+
+class Trust(Enum):
+    """Whether the limit that a header names is the limit."""
+
+    UNTRIED = "untried"
+    GOOD = "good"  # refused just there
+    BAD = "bad"  # much more was accepted: never listened to again
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ class Rate:
         self._goal = 0.0  # the limit before it fell, or a promised one: where a ramp stops first
         self._goal_at = now
         self._word: float | None = None  # the limit a header named
-        self._word_is_good: bool | None = None  # None: not tried yet
+        self._trust = Trust.UNTRIED
 
     def turn(self, now: float, latency: float | None, answered: int) -> None:
         """Look at the phase: has it lasted long enough, and what did it show?"""
@@ -126,7 +132,7 @@ class Rate:
             case Phase.PROBE:
                 self._judge(now, latency, answered)
             case Phase.FREE:
-                self.turn_at = math.inf
+                self.turn_at = math.inf  # until a refusal
 
     def refused(self, now: float, here: Mark, working: float) -> float:
         """A refusal that counts, of the call that started `here`, when `working` calls a second were answered.
@@ -150,7 +156,7 @@ class Rate:
 
     def told(self, now: float, limit: float) -> None:
         """A header names the limit. It only says where to stop: a lie can slow a run for a while, never rush it."""
-        if limit == self._word or self._word_is_good is False:
+        if limit == self._word or self._trust is Trust.BAD:
             return
         self._word = limit
         if self.phase is Phase.PROBE:
@@ -158,7 +164,7 @@ class Rate:
         if limit < DOUBLE * self.known and self.phase is Phase.REST:
             turn_at = self.turn_at  # a word that changes all the time is still tried
             self._settle(now, limit)
-            self.turn_at = self.turn_at if self._word_is_good else min(self.turn_at, turn_at)
+            self.turn_at = self.turn_at if self._trust is Trust.GOOD else min(self.turn_at, turn_at)
         elif limit < self.value:
             self._settle(now, limit)
         else:
@@ -175,13 +181,10 @@ class Rate:
         """The calls at once held us and no longer do: go on from the calls a second that were answered."""
         self._settle(now, min(self.known, working) if working else self.known)
 
-    # Ramp
-
-    def _begin_ramp(self, now: float, value: float) -> None:
-        self.phase, self.value, self._factor = Phase.RAMP, min(self.most, value), DOUBLE
-        self.known, self.turn_at = self.value, now
-        self._rounds.clear()
-        self._rounds.append(Mark(now, self.started, self.passed))
+    def _begin_ramp(self, now: float, value: float, factor: float = DOUBLE, answered: int = 0) -> None:
+        self.phase, self.known, self._factor, self.turn_at = Phase.RAMP, min(self.most, value), factor, now
+        self.value = self.known
+        self._rounds = deque([Mark(now, self.started, self.passed, answered)], maxlen=ROUNDS)
 
     def _ramp(self, now: float, latency: float | None, answered: int) -> None:
         last, before = self._rounds[-1], self._rounds[0]
@@ -193,8 +196,7 @@ class Rate:
             self._step(now)
         if self.phase is Phase.RAMP:
             self._rounds.append(Mark(now, self.started, self.passed, answered))
-            least, most = STEP_S
-            self.turn_at = now + min(most, max(least, STEP_LATENCIES * (latency or 0.0)))
+            self.turn_at = now + _step_s(latency)
 
     def _step(self, now: float) -> None:
         """Go up; stop first at a limit we have a reason to expect, then ever faster."""
@@ -205,13 +207,11 @@ class Rate:
         self.value = self.known = value
         self._stepped, self._factor = self._factor, min(DOUBLE, self._factor**2)
 
-    # Refused
-
     def _between(self, working: float) -> float:
-        """The first guess: between the step that was refused and the one before it."""
-        return (
-            working * TRIM if self.phase is Phase.FREE else min(self.value / math.sqrt(self._stepped), DOUBLE * working)
-        )
+        """The first guess: between the step that was refused and the one before it, and no dream."""
+        if self.phase is Phase.FREE:
+            return working * TRIM
+        return min(self.value / math.sqrt(self._stepped), DOUBLE * working if working else math.inf)
 
     def _read(self, here: Mark, mark: Mark) -> float:
         """Read the limit off the interval. Returns how many starts to leave out."""
@@ -230,18 +230,16 @@ class Rate:
     def _cut(self, now: float, passing: float) -> None:
         """Refused again and again: down to what passes now, by half at most, for so few calls tell little."""
         if self._reading.calls:
-            if self._reading.calls >= GOAL_CALLS:
-                self._goal, self._goal_at = self.known, now
+            self._goal, self._goal_at = self.known, now
             self._reading = replace(self._reading, calls=0.0)
         self.known = min(self.value * TRIM, max(self.value / 2, passing))
         self._weigh_word()
 
     def _weigh_word(self) -> None:
         """Refused at about the limit that the header names: it is true, and needs no more probes."""
-        if self._word is not None:
-            self._word_is_good = True if abs(self.known / self._word - 1) < 1 - TRIM**2 else None
-
-    # Rest and probe
+        if self._word is not None and self._trust is not Trust.BAD:
+            near = abs(self.known / self._word - 1) < NEAR_WORD
+            self._trust = Trust.GOOD if near else Trust.UNTRIED
 
     def _settle(self, now: float, limit: float) -> None:
         """Take this limit without having been refused at it."""
@@ -250,9 +248,8 @@ class Rate:
         self._rest(now)
 
     def _rest(self, now: float) -> None:
-        self.phase, self.lagging = Phase.REST, 0
-        self.value = self.known * (EASE - EASE_NOISE * self._reading.noise)
-        if self._word_is_good and self._word is not None:
+        self.phase, self.lagging, self.value = Phase.REST, 0, self.known
+        if self._trust is Trust.GOOD:
             self.turn_at = math.inf
             return
         rest_s = REST_S + REST_CALLS / self.known
@@ -262,7 +259,7 @@ class Rate:
         self.turn_at = now + max(LEAST_REST_S, 2 * self._refusal_s, min(rest_s, read_s))
 
     def _probe(self, now: float) -> None:
-        if self._mark is None or self._is_idle(now, self.started):
+        if self._is_idle(now, self.started):
             self._mark = Mark(now, self.started, self.passed)
         factor = min(PROBE, max(PROBE_LEAST, 1 + PROBE_PER_S / self.known))
         self.phase, self.value, self.turn_at = Phase.PROBE, min(self.most, self.known * factor), now
@@ -271,17 +268,11 @@ class Rate:
         mark = self._mark
         if mark is None or self._is_idle(now, self.started):
             self._rest(now)
-        elif self._over(mark, now, self.passed) > self._proof(mark):
-            self._word_is_good = None if self._word is None else False
-            self._begin_ramp(now, self.value)
-            self._factor = PROBE
-            self._rounds[-1] = replace(self._rounds[-1], answered=answered)
+        elif self.passed - mark.passed - self.known * (now - mark.at) > self._proof(mark):
+            self._trust = Trust.UNTRIED if self._word is None else Trust.BAD
+            self._begin_ramp(now, self.value, PROBE, answered)
             self._step(now)
-            self.turn_at = now + min(STEP_S[1], max(STEP_S[0], STEP_LATENCIES * (latency or 0.0)))
-
-    def _over(self, mark: Mark, now: float, passed: int) -> float:
-        """Calls passed beyond what the known limit gives."""
-        return passed - mark.passed - self.known * (now - mark.at)
+            self.turn_at = now + _step_s(latency)
 
     def _proof(self, mark: Mark) -> float:
         """Calls passed beyond the known limit that only a higher one explains."""
@@ -289,12 +280,17 @@ class Rate:
         unheard = (self.value - self.known) * self._refusal_s * 1.5  # their refusals are still on the way
         saved = 0.0 if mark.empty else BURST_S * self.known
         luck = RISEN_SIGMAS * math.sqrt(self._reading.noise * passed)
-        return RISEN_CALLS + RISEN_SHARE * passed + luck + unheard + saved
+        return RISEN_CALLS + luck + unheard + saved
 
     def _is_idle(self, now: float, started: int) -> bool:
         """So few calls were sent that the bucket may have filled meanwhile."""
         mark = self._mark
         return mark is None or started - mark.started - self.known * (now - mark.at) < -IDLE_CALLS
+
+
+def _step_s(latency: float | None) -> float:
+    """Seconds between two steps."""
+    return min(STEP_S[1], max(STEP_S[0], STEP_LATENCIES * (latency or 0.0)))
 
 
 def _sigmas(passed: float, expected: float) -> float:

@@ -41,7 +41,7 @@ BERLIN = pa.timestamp("ns", "Europe/Berlin")
     ("array", "value"),
     [
         (pa.array([1_700_000_000_123_456_789], BERLIN), "2023-11-14T22:13:20.123456789Z"),
-        (pa.array([dt.datetime(2024, 2, 29, 12)], pa.timestamp("us")), "2024-02-29T12:00:00.000000"),
+        (pa.array([dt.datetime(2024, 2, 29, 12)], pa.timestamp("us")), "2024-02-29T12:00:00.000000"),  # noqa: DTZ001 - a column without a zone
         (pa.array([dt.date(2024, 2, 29)]), "2024-02-29"),
         (pa.array([dt.time(1, 2, 3, 4)]), "01:02:03.000004"),
         (pa.array([90], pa.duration("s")), 90),
@@ -59,7 +59,7 @@ BERLIN = pa.timestamp("ns", "Europe/Berlin")
         (pa.array([[float("nan")]]), [None]),
         (pa.array([[1, 2]], pa.list_(pa.int8(), 2)), [1, 2]),
         (pa.array([[Decimal("1.5")]]), ["1.5"]),
-        (pa.array([{"when": dt.datetime(2024, 1, 1), "in": [{"raw": b"a"}]}], pa.struct([
+        (pa.array([{"when": dt.datetime(2024, 1, 1), "in": [{"raw": b"a"}]}], pa.struct([  # noqa: DTZ001 - a column without a zone
             ("when", pa.timestamp("ms")), ("in", pa.list_(pa.struct([("raw", pa.binary())]))),
         ])), {"when": "2024-01-01T00:00:00.000", "in": [{"raw": b"a"}]}),
         (pa.array([[("a", 1), ("b", None)]], pa.map_(pa.string(), pa.int64())), {"a": 1, "b": None}),

@@ -159,8 +159,8 @@ def test_content_may_be_null_beside_tool_calls():
         ({"body": {"messages": [USER], "n": -1}}, "`n` is not a whole number above 0"),
         ({"body": {"messages": [USER], "model": None}}, "`model` is null, not a string"),
         ({"body": {"messages": [USER], "model": ""}}, "`model` is empty"),
-        ({"id": 1, "question": "q"}, "no `prompt`, `messages` or `body`; the columns are: id, question. "
-         "Use --template to build a prompt from them"),
+        ({"id": 1, "question": "q"}, ("no `prompt`, `messages` or `body`; the columns are: id, question. "
+          "Use --template to build a prompt from them")),
         ({}, "no `prompt`, `messages` or `body`; the columns are: none. Use --template to build a prompt from them"),
     ],
 )  # fmt: skip

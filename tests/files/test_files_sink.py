@@ -128,7 +128,7 @@ def test_from_parquet_to_jsonl_every_type_becomes_json(exported, tmp_path):
 
 
 def test_parquet_files_of_differing_schemas_meet_in_settled_columns(exported, tmp_path):
-    pq.write_table(pa.table({"id": [1], "raw": [b"\xff"], "at": [dt.datetime(2024, 1, 1)]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": [1], "raw": [b"\xff"], "at": [dt.datetime(2024, 1, 1)]}), tmp_path / "a.parquet")  # noqa: DTZ001 - a column without a zone
     pq.write_table(pa.table({"id": [1.5], "tags": [["x"]]}), tmp_path / "b.parquet")
     out = pq.read_table(exported(tmp_path / "a.parquet", tmp_path / "b.parquet").to(tmp_path / "out.parquet"))
     assert [{name: row[name] for name in ("id", "raw", "at", "tags")} for row in out.to_pylist()] == [
@@ -212,6 +212,15 @@ def test_a_failure_at_the_rename_leaves_the_old_output_and_no_temporary_file(put
     assert seen == [("rename", 4)]
     assert (tmp_path / "out" / "out.jsonl").read_bytes() == b"the old output"
     assert inside(tmp_path / "out") == ["out.jsonl"]
+
+
+def test_every_byte_is_on_the_disk_before_the_rename(put, exported, tmp_path, monkeypatch):
+    synced = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle)) or real(handle))
+    size = exported(put("a.jsonl", AWKWARD)).to(tmp_path / "out.jsonl").stat().st_size
+    assert synced[0].st_size == size
+    assert stat.S_ISDIR(synced[1].st_mode)
 
 
 def test_the_output_has_the_rights_of_any_new_file(put, exported, tmp_path):
