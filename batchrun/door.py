@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_watch: Callable[[str], None] | None = None
+Watcher = Callable[[str], None]
+
+_watch: Watcher | None = None
 
 
 def passing(step: str) -> None:
@@ -16,7 +18,7 @@ def passing(step: str) -> None:
         _watch(step)
 
 
-def watch(watcher: Callable[[str], None] | None) -> None:
+def watch(watcher: Watcher | None) -> None:
     """Let `watcher` see every step from now on (None: nobody); what it raises, the step raises."""
     global _watch  # noqa: PLW0603 - one door for the process is the point
     _watch = watcher

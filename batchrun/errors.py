@@ -58,3 +58,12 @@ class StorageError(BatchrunError):
     """The checkpoint, the disk or the output cannot be written or trusted."""
 
     exit_code = 11
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group that the user should see: one of ours before anything else."""
+    ours, others = group.split(BatchrunError)
+    found: BaseException = ours or others or group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    return found

@@ -14,9 +14,9 @@ import msgspec
 from batchrun import data, output, wanted
 from batchrun.api.client import Client
 from batchrun.clock import Clock, RealClock
-from batchrun.errors import BatchrunError, InputError, StorageError, UsageError
+from batchrun.errors import BatchrunError, InputError, StorageError, UsageError, first_of
 from batchrun.files.prompt import Prompter
-from batchrun.files.source import Reader, SourceFile
+from batchrun.files.source import Reader, SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Parked
 from batchrun.lanes.live import LiveLane
@@ -124,6 +124,7 @@ class Run:
         Raises:
             BatchrunError: something it cannot go on from; everything counted so far is kept.
         """
+        files = discover(self._job.inputs)
         store = await Store.open(
             self._job.checkpoint,
             self._clock,
@@ -131,16 +132,16 @@ class Run:
             accept_loss=self._options.accept_loss,
         )
         try:
-            return await self._with(store)
+            return await self._with(store, files)
         except BaseExceptionGroup as group:
-            raise _first_of(group) from group
+            raise first_of(group) from group
         finally:
             await store.release()
 
-    async def _with(self, store: Store) -> Report:
+    async def _with(self, store: Store, files: Sequence[SourceFile]) -> Report:
         try:
             settled = await wanted.settle(
-                store, self._job, new_requests=self._options.new_requests, stop=lambda: self._interrupted
+                store, self._job, files, new_requests=self._options.new_requests, stop=lambda: self._interrupted
             )
             if self._options.retry_rejected:
                 await store.retry_rejections()
@@ -321,15 +322,6 @@ def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
                 f"Rows for {model} name no max_tokens and its context length is not known: a call has no upper bound.",
                 "Name the most tokens an answer may have: --max-tokens N.",
             )
-
-
-def _first_of(group: BaseExceptionGroup) -> BaseException:
-    """The error the user should see: ours before anything else."""
-    ours, others = group.split(BatchrunError)
-    found: BaseException = ours or others or group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
 
 
 def run(job: Job, key: str | None = None, options: Options | None = None) -> Report:

@@ -16,7 +16,7 @@ import msgspec
 from batchrun.errors import GuardError, InputError, UsageError
 from batchrun.files.prompt import Prompter
 from batchrun.files.sink import Columns, ColumnScan, check_output
-from batchrun.files.source import Reader, Row, SourceFile, discover
+from batchrun.files.source import Reader, Row, SourceFile
 from batchrun.job import Asking, Job
 from batchrun.records import BadRow, Request
 from batchrun.rules.money import usd
@@ -41,7 +41,7 @@ class Seen(msgspec.Struct, frozen=True):
 class Wanted(msgspec.Struct, frozen=True):
     """The input as settled: its files in order, and what was seen in them."""
 
-    files: tuple[SourceFile, ...]
+    files: Sequence[SourceFile]
     seen: Seen
 
 
@@ -49,15 +49,16 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the user said stop
     """The user said stop while the input was being read; nothing was changed."""
 
 
-async def settle(store: Store, job: Job, *, new_requests: bool, stop: Callable[[], bool]) -> Wanted:
-    """Make the checkpoint want what the input asks for, and return what that is.
+async def settle(
+    store: Store, job: Job, files: Sequence[SourceFile], *, new_requests: bool, stop: Callable[[], bool]
+) -> Wanted:
+    """Make the checkpoint want what the input files ask for, and return what that is.
 
     Raises:
         InputError: the input cannot be read, or has bad rows and `--skip-bad-rows` was not given.
         GuardError: paid answers would be left unused.
         Interrupted: `stop` said so.
     """
-    files = discover(job.inputs)
     _check_output(job, files)
     before = await stored(store)
     if before is not None and await _unchanged(store, before[0], job, files):
@@ -99,7 +100,7 @@ async def _unchanged(store: Store, before: Job, job: Job, files: Sequence[Source
 async def _rebuilt(
     store: Store,
     job: Job,
-    files: tuple[SourceFile, ...],
+    files: Sequence[SourceFile],
     before: Job | None,
     *,
     new_requests: bool,

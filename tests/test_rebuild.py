@@ -21,7 +21,7 @@ FAST = Settings(latency=0.0)
 ROWS = 500
 
 
-async def answered(simulator: Simulator, job: Job) -> None:
+async def answered(job: Job) -> None:
     report = await start(job)
     assert report.exit_code == 0
 
@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> Path:
 async def test_appended_rows_are_the_only_ones_sent(source: Path, make_job: MakeJob) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         sent = await sent_for(simulator, job, range(ROWS + 20))
         assert sorted(sent) == sorted(content(prompt(n)) for n in range(ROWS, ROWS + 20))
 
@@ -56,7 +56,7 @@ async def test_appended_rows_are_the_only_ones_sent(source: Path, make_job: Make
 async def test_reordered_rows_send_nothing_and_keep_their_answers(source: Path, make_job: MakeJob) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         assert job.output is not None
         before = {row["id"]: row["answer"] for row in read_rows(job.output)}
         numbers = list(range(ROWS))
@@ -68,7 +68,7 @@ async def test_reordered_rows_send_nothing_and_keep_their_answers(source: Path, 
 async def test_one_edited_row_is_sent_and_its_old_answer_waits_for_its_return(source: Path, make_job: MakeJob) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         edited = [*range(250), 9999, *range(251, ROWS)]
         assert await sent_for(simulator, job, edited) == [content(prompt(9999))]
         assert await sent_for(simulator, job, range(ROWS)) == []
@@ -79,7 +79,7 @@ async def test_a_shorter_input_drops_rows_and_a_longer_one_takes_their_answers_a
 ) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         assert await sent_for(simulator, job, range(10)) == []
         assert await sent_for(simulator, job, range(ROWS)) == []
 
@@ -88,7 +88,7 @@ async def test_identical_rows_are_each_paid_and_share_when_told_to(tmp_path: Pat
     source = write_prompts(tmp_path / "in.jsonl", [1, 2, 1, 1, 2, 3])
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         assert sorted(paid_for(simulator.account.charges).values()) == [1, 2, 3]
         shared = msgspec.structs.replace(job, checkpoint=str(tmp_path / "shared.db"), dedupe=True)
         before = len(simulator.account.charges)
@@ -109,7 +109,7 @@ async def test_another_model_stops_with_the_rows_and_their_cost_until_told_other
 ) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
-        await answered(simulator, job)
+        await answered(job)
         other = msgspec.structs.replace(job, asking=msgspec.structs.replace(job.asking, model="openai/gpt-oss-120b"))
         spent = f"${simulator.account.spent / 1e9:.4f}"
         with pytest.raises(GuardError, match=rf"The model has changed: 500 kept answers \(\{spent}\)"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -110,5 +111,5 @@ class Client:
 
 def _why(error: Exception) -> str:
     """The kind of error, in words that hold nothing of the request: messages of libraries may quote URLs or bytes."""
-    system = getattr(error, "os_error", error)
-    return getattr(system, "strerror", None) or type(error).__name__
+    number = getattr(getattr(error, "os_error", error), "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__

@@ -6,10 +6,12 @@ reading is lenient: an error may be an object or a string, `usage` may be null, 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from itertools import islice
 from typing import Any, TypeGuard
 
 import msgspec
@@ -22,13 +24,22 @@ MODELS_PATH = "/v1/models"
 
 LONGEST_MESSAGE = 200
 QUOTED_RUN = 16
-# Looking for quotations costs the length of the prompt a few hundred times; a longer one is not searched, and the
-# server's sentence not shown.
+# A key is cut out in whole at any length, and in part from this length on.
+_KEY_RUN = 8
+# Looking for quotations reads the prompt a few dozen times, at worst a thousand; a longer one is not searched, and
+# the server's sentence not shown.
 _LONGEST_SEARCHED = 1_000_000
 _LONGEST_READ = 1_000
 
 _FINISH_FAULTS = {"length": Fault.CUT_SHORT, "content_filter": Fault.FILTERED}
+# Numbers as large as these are no waits in seconds: they are a time, in seconds or in milliseconds since the epoch.
 _EPOCH = 1e9
+_EPOCH_MS = 1e12
+# US dollars a million tokens; a list that asks for more has another meaning.
+_DEAREST = 1e6
+# Where servers put their sentence, and how deep they wrap it.
+_SENTENCES = ("error", "message", "msg", "detail")
+_DEEPEST = 4
 
 _decode = msgspec.json.Decoder().decode
 
@@ -47,7 +58,7 @@ def _completion(reply: Reply) -> Completion | Broken:
     parsed = _parsed(reply.body)
     if parsed is None:
         return _garbled(reply, "a reply that is not JSON")
-    if not isinstance(parsed, dict) or "error" in parsed:
+    if not isinstance(parsed, dict) or parsed.get("error"):
         return _garbled(reply, "an error inside a reply with status 200")
     choice = _first_choice(parsed)
     if choice is None:
@@ -66,28 +77,29 @@ def _garbled(reply: Reply, what: str) -> Broken:
 def _parsed(body: bytes) -> Any:
     try:
         return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
 def _first_choice(parsed: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The first choice, when it has a message or a text."""
+    """The first choice, when it has a message or a text; a text may be null, as a message's content may be."""
     choices = parsed.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return None
     choice: dict[str, Any] = choices[0]
-    return choice if isinstance(choice.get("message"), dict) or isinstance(choice.get("text"), str) else None
+    has_text = "text" in choice and (choice["text"] is None or isinstance(choice["text"], str))
+    return choice if has_text or isinstance(choice.get("message"), dict) else None
 
 
 def _usage(seen: Any) -> Usage | None:
     if not isinstance(seen, dict):
         return None
-    details = seen.get("prompt_tokens_details")
-    cached = seen.get("cached_tokens", details.get("cached_tokens") if isinstance(details, dict) else None)
     prompt, completion = seen.get("prompt_tokens"), seen.get("completion_tokens")
     if not _count(prompt) or not _count(completion):
         return None
-    return Usage(prompt, completion, cached if _count(cached) else 0)
+    details = seen.get("prompt_tokens_details")
+    places = (seen, details if isinstance(details, dict) else {})
+    return Usage(prompt, completion, next((c for c in (p.get("cached_tokens") for p in places) if _count(c)), 0))
 
 
 def _count(value: Any) -> TypeGuard[int]:
@@ -112,22 +124,27 @@ def _text(value: Any) -> str | None:
 
 def _refusal(reply: Reply, now: float) -> Refusal:
     parsed = _parsed(reply.body)
-    error = parsed.get("error") if isinstance(parsed, dict) else None
     top: Mapping[str, Any] = parsed if isinstance(parsed, dict) else {}
+    error = top.get("error")
     inner: Mapping[str, Any] = error if isinstance(error, dict) else {}
-    kind = next((k for k in (inner.get("type"), inner.get("error_type"), top.get("error_type")) if _text(k)), "")
-    message = _first_text(inner.get("message"), error, top.get("message"), top.get("detail"))
+    kinds = (inner.get("type"), inner.get("error_type"), top.get("error_type"), top.get("type"))
     return Refusal(
         status=reply.status,
-        kind=str(kind).lower(),
-        code=str(inner.get("code") or "").lower(),
-        message=message or f"HTTP status {reply.status}",
+        kind=next((kind for kind in kinds if kind and isinstance(kind, str)), "").lower(),
+        code=str(inner.get("code") or top.get("code") or "").lower(),
+        message=_sentence(top) or f"HTTP status {reply.status}",
         wait=wait_seconds(reply.headers, now),
     )
 
 
-def _first_text(*values: Any) -> str:
-    return next((value.strip() for value in values if isinstance(value, str) and value.strip()), "")
+def _sentence(value: Any, depth: int = 0) -> str:
+    """The first text found where servers put one: by itself, in an object, or in a list of objects."""
+    if isinstance(value, str) or depth == _DEEPEST:
+        return value.strip() if isinstance(value, str) else ""
+    places: list[Any] = value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        places = [value.get(name) for name in _SENTENCES]
+    return next((found for found in (_sentence(place, depth + 1) for place in places) if found), "")
 
 
 def wait_seconds(headers: Mapping[str, str], now: float) -> float | None:
@@ -138,8 +155,14 @@ def wait_seconds(headers: Mapping[str, str], now: float) -> float | None:
     after = headers.get("retry-after")
     for value in (_number(after), _date(after, now), _number(headers.get("x-ratelimit-reset"))):
         if value is not None:
-            return max(0.0, value - now) if value > _EPOCH else value
+            return _from_now(value, now)
     return None
+
+
+def _from_now(value: float, now: float) -> float:
+    if value <= _EPOCH:
+        return value
+    return max(0.0, (value / 1000 if value > _EPOCH_MS else value) - now)
 
 
 def _number(value: str | None) -> float | None:
@@ -153,7 +176,7 @@ def _number(value: str | None) -> float | None:
 def _date(value: str | None, now: float) -> float | None:
     try:
         at = parsedate_to_datetime(value or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now)
 
@@ -175,31 +198,43 @@ def redacted(message: str, body: bytes, key: str | None) -> str:
     """
     if len(body) > _LONGEST_SEARCHED:
         return "(not shown: the request is too long to search the server's message for quotations)"
+    message = " ".join((message.replace(key, "…") if key else message)[:_LONGEST_READ].split())
     if key:
-        message = message.replace(key, "…")
-    said = "\0".join(_strings(_parsed(body))) + "\0" + body.decode(errors="replace")
-    return _without_quotations(" ".join(message[:_LONGEST_READ].split()), said)[:LONGEST_MESSAGE]
+        message = "".join(_without_quotations(message, key, _KEY_RUN))
+    return "".join(islice(_without_quotations(message, _said(body), QUOTED_RUN), LONGEST_MESSAGE))
 
 
-def _without_quotations(message: str, said: str) -> str:
-    flat = " ".join(said.split())
-    kept: list[str] = []
-    at = 0
-    while at < len(message):
-        length = _quoted_length(message, at, flat)
-        kept.append("…" if length else message[at])
-        at += length or 1
-    return "".join(kept)
+def _said(body: bytes) -> str:
+    """All that may be quoted: each text as it is, as it stands in the body, and as ASCII JSON writes it."""
+    plain = "\0".join(_strings(_parsed(body)))
+    ascii_json = "" if body.isascii() else json.dumps(plain)
+    return " ".join(f"{plain}\0{body.decode(errors='replace')}\0{ascii_json}".split())
 
 
-def _quoted_length(message: str, at: int, said: str) -> int:
-    """How long the run is that starts here and also stands in the request; 0 when it is too short to matter."""
-    length = QUOTED_RUN
-    if at + length > len(message) or message[at : at + length] not in said:
-        return 0
-    while at + length < len(message) and message[at : at + length + 1] in said:
-        length += 1
-    return length
+def _without_quotations(message: str, said: str, run: int) -> Iterator[str]:
+    """The message's characters, with one ellipsis for every run of so many of them that `said` has too."""
+    blocks: dict[int, bool] = {}
+    hidden = -1
+    for at, character in enumerate(message):
+        if _quoted(message, at, said, run, blocks):
+            if at > hidden:
+                yield "…"
+            hidden = at + run
+        elif at >= hidden:
+            yield character
+
+
+def _quoted(message: str, at: int, said: str, run: int, blocks: dict[int, bool]) -> bool:
+    """Whether the run that starts here stands in `said`, which may be long: look for a block inside it first.
+
+    Every run holds a whole block of half its length that starts at a multiple of that length, so one search of `said`
+    that fails answers for as many runs as a block is long.
+    """
+    block = run // 2
+    start = -(-at // block) * block
+    if start not in blocks:
+        blocks[start] = message[start : start + block] in said
+    return blocks[start] and at + run <= len(message) and message[at : at + run] in said
 
 
 def _strings(value: Any) -> Iterator[str]:
@@ -246,7 +281,7 @@ def _price(pricing: Any) -> Price | None:
     if not isinstance(pricing, dict):
         return None
     usd = [pricing.get("input"), pricing.get("output"), pricing.get("cached_input")]
-    numbers = [float(v) if isinstance(v, int | float) and math.isfinite(v) and v >= 0 else None for v in usd]
+    numbers = [float(v) if isinstance(v, int | float) and 0 <= v <= _DEAREST else None for v in usd]
     if numbers[0] is None or numbers[1] is None or not (numbers[0] or numbers[1]):
         return None
     return money.price(numbers[0], numbers[1], numbers[2] or None)

@@ -60,9 +60,10 @@ def _first(reader: Any, rows: int) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option("--events", type=click.IntRange(0), default=5, show_default=True, help="Lines of the diary.")
 def status(checkpoint: str | None, *, as_json: bool, events: int) -> None:
-    """Show what is done, left, rejected and spent; also while a run is writing.
+    """Show what is done, left, rejected and spent.
 
-    Without CHECKPOINT: the newest in checkpoints/.
+    Works at any moment, also while a run is writing. Without CHECKPOINT: the newest
+    in checkpoints/.
     """
     from batchrun.faces import status as face
     from batchrun.store.view import View
@@ -77,10 +78,10 @@ def status(checkpoint: str | None, *, as_json: bool, events: int) -> None:
 @click.argument("checkpoint", required=False)
 @click.option("-o", "--output", required=True, metavar="FILE", help=".parquet or .jsonl; - for JSON lines on stdout.")
 def export(checkpoint: str | None, output: str) -> None:
-    """Write the output as it stands now: pending rows are in it as pending.
+    """Write the output as it stands now.
 
-    Works at any moment, also while a run is writing. Without CHECKPOINT: the
-    newest in checkpoints/.
+    Pending rows are in it as pending. Works at any moment, also while a run is
+    writing. Without CHECKPOINT: the newest in checkpoints/.
     """
     from batchrun import output as writing
     from batchrun.files.sink import check_output
@@ -112,7 +113,7 @@ def export(checkpoint: str | None, output: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a rejected row.")
 @click.option("--show", type=click.IntRange(1), default=3, show_default=True, help="Example rows for each reason.")
 def errors(checkpoint: str | None, fault: str | None, show: int, *, retry: bool, as_json: bool) -> None:
-    """List rejected rows by reason, or send them again with --retry.
+    """List rejected rows by reason, or put them back.
 
     Without CHECKPOINT: the newest in checkpoints/.
     """

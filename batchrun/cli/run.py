@@ -23,7 +23,7 @@ from batchrun.cli.options import (
     newest_checkpoint,
     start_options,
 )
-from batchrun.errors import UsageError
+from batchrun.errors import UsageError, first_of
 from batchrun.job import Job
 
 if TYPE_CHECKING:
@@ -130,12 +130,15 @@ async def _attended(run: Run, progress: str) -> Report:
     for number, code in _SIGNALS.items():
         loop.add_signal_handler(number, _stop, run, code)
     kind = progress if progress != "auto" else "bar" if sys.stderr.isatty() else "none"
-    async with asyncio.TaskGroup() as group:
-        showing = group.create_task(face(kind, run.progress))
-        try:
-            return await run.go()
-        finally:
-            showing.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            showing = group.create_task(face(kind, run.progress))
+            try:
+                return await run.go()
+            finally:
+                showing.cancel()
+    except BaseExceptionGroup as failed:
+        raise first_of(failed) from failed
 
 
 def _stop(run: Run, code: int) -> None:

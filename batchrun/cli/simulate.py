@@ -53,9 +53,9 @@ def _port(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 def simulate(
     port: int, script: Path | None, state: Path | None, *, as_json: bool, with_parent: bool, **options: float | None
 ) -> None:
-    r"""Together in a box: a server on this machine, for trying without a key.
+    r"""Serve Together in a box, for trying without a key.
 
-    It answers like Together AI's live endpoints, with made-up text that costs
+    It listens on this machine only and answers like Together AI's live endpoints, with made-up text that costs
     nothing, and keeps an account with a ledger of every charge. Credits end,
     limits bite and things break when you ask for it.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from batchrun.faces.words import count
+from batchrun.faces.words import rows
 from batchrun.records import Fault
 from batchrun.rules.gate import shape
 from batchrun.store.view import Rejected
@@ -38,7 +38,7 @@ def table(rejected: Iterable[Rejected], show: int) -> str:
     total = sum(group.rows for group in groups.values())
     if not total:
         return "No row is rejected."
-    lines = [f"{count(total)} rows are rejected."]
+    lines = [f"{rows(total)} rejected."]
     for group in sorted(groups.values(), key=lambda group: -group.rows):
         lines += ["", *_described(group, total)]
     return "\n".join(lines)
@@ -54,7 +54,7 @@ def _described(group: _Group, total: int) -> list[str]:
     examples = ", ".join(str(row) for row in group.examples)
     more = ", ..." if group.rows > len(group.examples) else ""
     return [
-        f"{group.fault}  {count(group.rows)} rows ({group.rows / total:.0%}), such as row {examples}{more}",
+        f"{group.fault}  {rows(group.rows)} ({group.rows / total:.0%}), such as row {examples}{more}",
         f"  {group.message}",
         f"  {_FIXES.get(Fault(group.fault), _TRY_AGAIN.format(fault=group.fault))}",
     ]

@@ -92,16 +92,18 @@ def text(seen: Standing) -> str:
 
 
 def _state(seen: Standing) -> str:
-    since = f" since {_local(seen.closed or seen.opened or 0.0)}" if seen.opened else ""
+    opened, closed = _local(seen.opened or 0.0), _local(seen.closed or 0.0)
     match seen.state:
         case "open":
-            return f"a run has it open{since} (or was killed: the next start tells)"
+            return f"a run began at {opened} and has it open (or was killed; the next start tells)"
         case "parked":
-            return f"parked ({seen.reason}){since}"
+            return f"parked ({seen.reason}) at {closed}"
         case "failed":
-            return f"stopped{since}: {seen.reason}"
+            return f"stopped at {closed}: {seen.reason}"
+        case "new":
+            return "nothing has run yet"
         case _:
-            return f"{seen.state}{since}"
+            return f"{seen.state} at {closed}"
 
 
 def _money(seen: Standing) -> str:

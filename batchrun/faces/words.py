@@ -12,6 +12,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def rows(number: int) -> str:
+    """A count of rows."""
+    return f"{number:,} row{'' if number == 1 else 's'}"
+
+
 def dollars(nano: int) -> str:
     """Nano-dollars as dollars, with as many digits as tell something."""
     amount = usd(nano)

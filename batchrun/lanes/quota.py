@@ -98,9 +98,11 @@ class LocalQuota:
         while self._parked is None:
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
+            if self._used_up(bound):
+                break
             if seconds > 0:
                 await self.wait(seconds)
-            elif self._parked is None and not await self._raised_marks(bound):
+            elif not await self._raised_marks(bound):
                 return self._grant(pace, request, bound, now)
         return None
 
@@ -133,17 +135,24 @@ class LocalQuota:
         return math.inf if most is not None and self.in_flight >= most else 0.0
 
     def _wait_for_money(self, bound: int) -> float:
-        """Money set aside may come back; when none is, and it still does not fit, the budget is used up."""
+        """Money set aside for calls in flight may come back."""
+        return 0.0 if self._fits(bound) else math.inf
+
+    def _fits(self, bound: int) -> bool:
         limit = self._limits.max_cost_nano
-        if limit is None or self._spent + self._reserved + bound <= limit:
-            return 0.0
-        if self._reserved == 0:
-            self.park(
-                ParkReason.BUDGET,
-                f"The next call could cost ${usd(bound):.6f}; ${usd(max(0, limit - self._spent)):.6f} of "
-                f"--max-cost ${usd(limit):.2f} is left.",
-            )
-        return math.inf
+        return limit is None or self._spent + self._reserved + bound <= limit
+
+    def _used_up(self, bound: int) -> bool:
+        """Park when the call does not fit and no money can come back."""
+        limit = self._limits.max_cost_nano
+        if limit is None or self._reserved > 0 or self._fits(bound):
+            return False
+        self.park(
+            ParkReason.BUDGET,
+            f"The next call could cost ${usd(bound):.6f}; ${usd(max(0, limit - self._spent)):.6f} of "
+            f"--max-cost ${usd(limit):g} is left.",
+        )
+        return True
 
     async def _raised_marks(self, bound: int) -> bool:
         """Commit higher high-water marks if this call needs them; True: look again at everything else."""
@@ -200,8 +209,8 @@ class LocalQuota:
         if self._refused_since is None:
             self._refused_since = now
         if now - self._refused_since >= self._limits.overload_patience:
-            minutes = self._limits.overload_patience / 60
-            self.park(ParkReason.OVERLOAD, f"No answer for {minutes:.0f} minutes; the last reply: {outcome.message}")
+            patience = self._limits.overload_patience
+            self.park(ParkReason.OVERLOAD, f"No answer for {patience:.0f} seconds. The last reply: {outcome.message}")
 
     def _probe_came_back(self, outcome: Completion | Trouble, now: float) -> None:
         """Anything but another 402 or a failing server opens the gate."""

@@ -13,7 +13,13 @@ from batchrun.records import Broken, Fault, Refusal, Trouble
 
 _CREDIT_STATUSES = frozenset({400, 401, 403, 422, 429})
 _CREDIT_CODES = frozenset(
-    {"insufficient_quota", "insufficient_credits", "insufficient_balance", "billing_hard_limit_reached"}
+    {
+        "billing_hard_limit_reached",
+        "budget_exceeded",
+        "insufficient_balance",
+        "insufficient_credits",
+        "insufficient_quota",
+    }
 )
 _CREDIT_TYPES = frozenset({"credit_limit", *_CREDIT_CODES})
 _CREDIT_PHRASES = (
@@ -25,6 +31,7 @@ _CREDIT_PHRASES = (
     "exceeded your current quota",
     "crossed budget",
     "budget has been exceeded",
+    "exceededbudget",
     "reached its maximum allowed monthly spending limit",
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import deque
 
 from batchrun.records import Fault
 
@@ -21,27 +21,22 @@ def shape(fault: Fault, message: str) -> str:
 
 
 class Gate:
-    """Counts outcomes: the first 40, then every later window of 200."""
+    """Counts outcomes: all of them from the 40th on, and never more than the last 200."""
 
     def __init__(self) -> None:
         self._window: deque[str] = deque(maxlen=LATER_WINDOW)
-        self._seen = 0
 
     def answered(self) -> None:
         """A row was answered."""
-        self._add("")
+        self._window.append("")
 
     def rejected(self, fault: Fault, message: str) -> str | None:
         """A row was rejected; returns the reason when it makes the job hopeless, else None."""
         reason = shape(fault, message)
-        self._add(reason)
+        self._window.append(reason)
         return reason if self._hopeless(reason) else None
 
-    def _add(self, reason: str) -> None:
-        self._seen += 1
-        self._window.append(reason)
-
     def _hopeless(self, reason: str) -> bool:
-        if self._seen != FIRST_OUTCOMES and self._seen < LATER_WINDOW:
+        if len(self._window) < FIRST_OUTCOMES:
             return False
-        return Counter(self._window)[reason] >= HOPELESS_SHARE * len(self._window)
+        return self._window.count(reason) >= HOPELESS_SHARE * len(self._window)

@@ -72,4 +72,5 @@ def upper_bound(request: Request, model_price: Price, context: int | None) -> in
     most = request.max_tokens if request.max_tokens is not None else context
     if most is None:
         return None
-    return len(request.body) * model_price.input + most * request.n * model_price.output
+    dearest_input = max(model_price.input, model_price.cached or 0)
+    return len(request.body) * dearest_input + most * request.n * model_price.output

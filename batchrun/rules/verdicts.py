@@ -15,6 +15,9 @@ LONGEST_BACKOFF = 60.0
 # Faults that may be the row's own are tried so often before the row is given up.
 CHARGED_ATTEMPTS = 5
 
+# Faults that time mends. A server that asks for more of it than the user's patience parks the run at once.
+_MAY_PASS = frozenset({Fault.THROTTLED, Fault.OVERLOADED, Fault.SERVER})
+
 
 class Retry(msgspec.Struct, frozen=True):
     """Send it again, not before `at` (monotonic seconds); `charged` counts against the row's attempts."""
@@ -60,6 +63,8 @@ class Situation(msgspec.Struct, frozen=True):
 
 def verdict(trouble: Trouble, here: Situation) -> Verdict:
     """The right-hand column of the error guide."""
+    if trouble.fault in _MAY_PASS and (trouble.wait or 0.0) > here.patience:
+        return Park(ParkReason.OVERLOAD)
     match trouble.fault:
         case Fault.CREDITS:
             return Park(ParkReason.CREDITS)
@@ -70,7 +75,8 @@ def verdict(trouble: Trouble, here: Situation) -> Verdict:
         case Fault.TOO_LONG | Fault.BAD_REQUEST | Fault.BAD_ROW:
             return Reject()
         case Fault.THROTTLED:
-            return _wait_for_room(trouble, here)
+            # It goes again as soon as the pace lets it; the pace has been told of the server's wait.
+            return Retry(here.now + (trouble.wait or 0.0), charged=False)
         case Fault.OVERLOADED:
             return Retry(_later(trouble, here), charged=False)
         case Fault.SERVER | Fault.NETWORK | Fault.GARBLED:
@@ -79,13 +85,6 @@ def verdict(trouble: Trouble, here: Situation) -> Verdict:
             raise ValueError(f"{trouble.fault} marks an answer, it is no trouble")
         case _:
             assert_never(trouble.fault)
-
-
-def _wait_for_room(trouble: Trouble, here: Situation) -> Verdict:
-    """A throttled row goes again as soon as the pace lets it; the pace has been told of the server's wait."""
-    if trouble.wait is not None and trouble.wait > here.patience:
-        return Park(ParkReason.OVERLOAD)
-    return Retry(here.now + (trouble.wait or 0.0), charged=False)
 
 
 def _maybe_its_own(trouble: Trouble, here: Situation) -> Verdict:
