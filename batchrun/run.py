@@ -6,8 +6,9 @@ It decides nothing about requests and shows nothing: faces read the `Progress` i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import msgspec
 
@@ -181,7 +182,7 @@ class Run:
                 quota.park(ParkReason.INTERRUPTED, "Interrupted.")
             async with asyncio.TaskGroup() as group:
                 group.create_task(keeper.run())
-                self._sending = group.create_task(lane.run(self._requests(store, settled.files)))
+                self._sending = group.create_task(self._drive(lane, store, settled.files))
                 await asyncio.wait({self._sending})
                 if quota.parked is not None:
                     await keeper.keep(Event(self._clock.now(), "parked", f"{quota.parked.reason}"))
@@ -192,7 +193,12 @@ class Run:
             await store.retry_rejections(quota.parked.fault, this_run=True)
         return quota.parked
 
-    async def _requests(self, store: Store, files: Sequence[SourceFile]) -> AsyncIterator[Request]:
+    async def _drive(self, lane: LiveLane, store: Store, files: Sequence[SourceFile]) -> None:
+        """Feed the lane; the input is closed however that ends."""
+        async with contextlib.aclosing(self._requests(store, files)) as requests:
+            await lane.run(requests)
+
+    async def _requests(self, store: Store, files: Sequence[SourceFile]) -> AsyncGenerator[Request]:
         """Pass 2: the rows without an answer, made into requests again and checked against what pass 1 wanted."""
         reader, prompter = Reader(files), Prompter(self._job.asking)
         try:

@@ -23,8 +23,10 @@ from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
 from batchrun.store.keeper import Doubt, Item
 
-# Requests read ahead of the pace, for each model.
-READ_AHEAD = 32
+# Requests read ahead of the pace, for each model: so many that slots freed together are filled together, and no more
+# bytes than that.
+READ_AHEAD = 256
+READ_AHEAD_BYTES = 16_000_000
 
 Keep = Callable[[Item], Awaitable[None]]
 
@@ -49,6 +51,7 @@ class WaitingRoom:
         self._clock = clock
         self._fresh: deque[Attempt] = deque()
         self._again: list[tuple[float, int, Attempt]] = []
+        self._ahead = 0  # bytes of the fresh ones
         self._entered = 0
         self._out = 0
         self._closed = False
@@ -58,11 +61,13 @@ class WaitingRoom:
         while self._full() and self._quota.parked is None:
             await self._quota.wait(math.inf)
         self._fresh.append(Attempt(request))
+        self._ahead += len(request.body)
         self._quota.changed()
 
     def _full(self) -> bool:
-        held = len(self._fresh) + len(self._again) + self._out
-        return len(self._fresh) >= READ_AHEAD or held >= self._quota.room(self._model)
+        if len(self._fresh) >= READ_AHEAD or self._ahead >= READ_AHEAD_BYTES:
+            return True
+        return len(self._again) + self._out >= self._quota.room(self._model)
 
     async def next(self) -> Attempt | None:
         """The next attempt whose time has come; None when all is done or the run is parked."""
@@ -71,7 +76,9 @@ class WaitingRoom:
             if due <= 0:
                 return self._take(heapq.heappop(self._again)[2])
             if self._fresh:
-                return self._take(self._fresh.popleft())
+                attempt = self._fresh.popleft()
+                self._ahead -= len(attempt.request.body)
+                return self._take(attempt)
             if self._closed and not self._again and self._out == 0:
                 return None
             await self._quota.wait(due)
