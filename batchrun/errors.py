@@ -60,6 +60,10 @@ class StorageError(BatchrunError):
     exit_code = 11
 
 
+class Interrupted(Exception):  # noqa: N818 - not an error: the user said stop
+    """The user said stop while something was read or written that can be begun again."""
+
+
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error in a group that the user should see: one of ours before anything else."""
     ours, others = group.split(BatchrunError)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
 from batchrun.api import wire
-from batchrun.errors import InputError
+from batchrun.errors import InputError, Interrupted
 from batchrun.files import sink
 from batchrun.files.sink import Columns
 from batchrun.files.source import Reader, Row, SourceFile
 from batchrun.records import Outcome
 from batchrun.rules.money import usd
 from batchrun.store.view import View
+
+_Joined = tuple[Row, dict[str, Any]]
 
 CHANGED = "The input has changed since it was read; every answer is kept."
 AGAIN = "Run the same command again: it reads the new input first."
@@ -37,7 +39,15 @@ def stamp(path: str) -> Stamp | None:
     return Stamp(facts.st_size, facts.st_mtime_ns)
 
 
-def write(path: str, checkpoint: str, files: Sequence[SourceFile], columns: Columns, *, shared: bool) -> Stamp | None:
+def write(
+    path: str,
+    checkpoint: str,
+    files: Sequence[SourceFile],
+    columns: Columns,
+    *,
+    shared: bool,
+    stop: Callable[[], bool] = lambda: False,
+) -> Stamp | None:
     """Write the whole output, whatever is settled by now, and return its stamp. Slow: call it in a thread.
 
     Args:
@@ -46,13 +56,15 @@ def write(path: str, checkpoint: str, files: Sequence[SourceFile], columns: Colu
         files: the input, as pass 1 saw it.
         columns: the columns, as pass 1 settled them.
         shared: whether several rows may share one answer, so that its cost is shown at the first only.
+        stop: asked at every row; True leaves an earlier output as it was.
 
     Raises:
+        Interrupted: `stop` said so.
         InputError: the input is not what pass 1 read.
         StorageError: the output cannot be written.
     """
     with View(checkpoint) as view:
-        sink.write(path, columns, files, join(view, files, shared=shared))
+        sink.write(path, columns, files, _until(stop, join(view, files, shared=shared)))
     return stamp(path)
 
 
@@ -64,7 +76,7 @@ def write_stream(
         sink.write_stream(out, columns, join(view, files, shared=shared))
 
 
-def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[tuple[Row, dict[str, Any]]]:
+def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[_Joined]:
     """Every input row beside how it ended, in input order, streamed."""
     unchanged(files)
     rows = (row for chunk in Reader(files).chunks() for row in chunk)
@@ -73,6 +85,13 @@ def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[t
             yield row, cells(outcome)
     except ValueError as error:
         raise InputError(CHANGED, AGAIN) from error
+
+
+def _until(stop: Callable[[], bool], rows: Iterator[_Joined]) -> Iterator[_Joined]:
+    for row in rows:
+        if stop():
+            raise Interrupted
+        yield row
 
 
 def unchanged(files: Sequence[SourceFile]) -> None:

@@ -15,14 +15,14 @@ import msgspec
 from batchrun import data, output, wanted
 from batchrun.api.client import Client
 from batchrun.clock import Clock, RealClock
-from batchrun.errors import BatchrunError, InputError, StorageError, UsageError, first_of
+from batchrun.errors import BatchrunError, InputError, Interrupted, StorageError, UsageError, first_of
 from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader, SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Parked
 from batchrun.lanes.live import LiveLane
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BadRow, Event, ParkReason, Progress, Report, Request
+from batchrun.records import BadRow, ParkReason, Progress, Report, Request
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.store.ingest import find_twins, share_with_twins
@@ -53,7 +53,11 @@ class Options(msgspec.Struct, frozen=True):
 
 
 class Run:
-    """One start of a job. `go` does it; the rest may be called meanwhile, from the same event loop."""
+    """One start of a job. `go` does it; the rest may be called meanwhile, from the same event loop.
+
+    Attributes:
+        interrupted: whether the user said stop.
+    """
 
     def __init__(self, job: Job, key: str | None, clock: Clock | None = None, options: Options | None = None) -> None:
         self._job = job
@@ -61,7 +65,7 @@ class Run:
         self._clock = clock or RealClock()
         self._options = options or Options()
         self._began = self._clock.monotonic()
-        self._interrupted = False
+        self.interrupted = False
         self._stop_code = INTERRUPTED
         self._failure: BatchrunError | None = None
         self._quota: LocalQuota | None = None
@@ -76,11 +80,11 @@ class Run:
     def interrupt(self, exit_code: int = INTERRUPTED) -> None:
         """Stop softly: nothing new starts, calls in flight finish and are kept. A second time: end at once."""
         self._stop_code = exit_code
-        if self._interrupted and self._sending is not None:
+        if self.interrupted and self._sending is not None:
             if self._quota is not None:
                 self._cut_off = Hidden(self._quota.in_flight, self._quota.reserved)
             self._sending.cancel()
-        self._interrupted = True
+        self.interrupted = True
         if self._quota is not None:
             self._quota.park(ParkReason.INTERRUPTED, "Interrupted.")
 
@@ -142,18 +146,19 @@ class Run:
     async def _with(self, store: Store, files: Sequence[SourceFile]) -> Report:
         try:
             settled = await wanted.settle(
-                store, self._job, files, new_requests=self._options.new_requests, stop=lambda: self._interrupted
+                store, self._job, files, new_requests=self._options.new_requests, stop=lambda: self.interrupted
             )
             if self._options.retry_rejected:
                 await store.retry_rejections()
             if self._job.dedupe:
                 await find_twins(store)
             self._start = await store.kept()
+            await store.note("opened", f"{self._start.pending} rows to send")
             parked = await self._send(store, settled) if self._start.pending else None
             if self._job.dedupe:
                 await share_with_twins(store)
             return await self._close(store, settled, parked)
-        except wanted.Interrupted:
+        except Interrupted:
             return await self._close(store, None, Parked(ParkReason.INTERRUPTED, "Interrupted."))
         except StorageError:
             raise  # the run stays open in the checkpoint, so that the next start counts what this one may hide
@@ -172,20 +177,19 @@ class Run:
                 tariff,
                 spent=(await store.kept()).cost_nano + (await store.hidden()).nano,
                 raise_marks=store.raise_marks,
+                note=keeper.note,
                 learned=await _learned(store),
             )
             lane = self._lane = LiveLane(
                 client, quota, keeper.keep, self._clock, tariff,
                 job_model=self._job.asking.model, patience=self._job.limits.overload_patience,
             )  # fmt: skip
-            if self._interrupted:
+            if self.interrupted:
                 quota.park(ParkReason.INTERRUPTED, "Interrupted.")
             async with asyncio.TaskGroup() as group:
                 group.create_task(keeper.run())
                 self._sending = group.create_task(self._drive(lane, store, settled.files))
                 await asyncio.wait({self._sending})
-                if quota.parked is not None:
-                    await keeper.keep(Event(self._clock.now(), "parked", f"{quota.parked.reason}"))
                 keeper.close()
         if self._failure is not None:
             raise self._failure
@@ -238,6 +242,7 @@ class Run:
             parked = None
             written = await self._write_output(store, settled)
         report = await self._report(store, kept, parked, written=written)
+        await store.note(*_ending(report))
         learned = self._quota.learned() if self._quota else {}
         await store.close(
             "finished" if parked is None else "parked",
@@ -258,8 +263,9 @@ class Run:
         if before is not None and there is not None and before == (there.size, there.mtime_ns, revision):
             return False
         stamp = await asyncio.to_thread(
-            output.write, path, store.path, settled.files, settled.seen.columns, shared=self._job.dedupe
-        )
+            output.write, path, store.path, settled.files, settled.seen.columns,
+            shared=self._job.dedupe, stop=lambda: self.interrupted,
+        )  # fmt: skip
         if stamp is not None:
             async with store.transaction() as sql:
                 await sql.execute(
@@ -299,6 +305,12 @@ class Run:
             return self._stop_code if parked.reason is ParkReason.INTERRUPTED else EXIT_CODES[parked.reason]
         allowed = allowed_rejections(self._job.limits.max_rejected, kept.answered + kept.rejected)
         return FINISHED if kept.rejected <= allowed else REJECTIONS
+
+
+def _ending(report: Report) -> tuple[str, str]:
+    """The last line of a run in the diary."""
+    counts = f"{report.answered} answered, {report.rejected} rejected, {report.pending} left"
+    return ("finished", counts) if report.parked is None else ("parked", f"{report.parked}: {counts}")
 
 
 def _as_wanted(request: Request | BadRow, digests: Mapping[int, bytes]) -> Request:

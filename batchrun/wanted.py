@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from batchrun.errors import GuardError, InputError, UsageError
+from batchrun.errors import GuardError, InputError, Interrupted, UsageError
 from batchrun.files.prompt import Prompter
 from batchrun.files.sink import Columns, ColumnScan, check_output
 from batchrun.files.source import Reader, Row, SourceFile
@@ -43,10 +43,6 @@ class Wanted(msgspec.Struct, frozen=True):
 
     files: Sequence[SourceFile]
     seen: Seen
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the user said stop
-    """The user said stop while the input was being read; nothing was changed."""
 
 
 async def settle(

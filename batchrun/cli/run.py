@@ -142,5 +142,6 @@ async def _attended(run: Run, progress: str) -> Report:
 
 
 def _stop(run: Run, code: int) -> None:
+    if not run.interrupted:
+        click.echo("\nStopping: calls in flight finish and are kept. Once more ends at once.", err=True)
     run.interrupt(code)
-    click.echo("\nStopping: calls in flight finish and are kept. Once more ends at once.", err=True)

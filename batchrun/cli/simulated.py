@@ -26,19 +26,14 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
     words = ["--port", "0", "--json", "--with-parent", "--state", f"{checkpoint}.simulator.jsonl"]
     words += ["--credits", str(credits_usd)] if credits_usd is not None else []
     words += ["--script", script] if script is not None else []
-    process = subprocess.Popen(  # noqa: S603 - our own words, no shell
+    with subprocess.Popen(  # noqa: S603 - our own words, no shell
         [sys.executable, "-m", "batchrun", "simulate", *words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run alone
-    )
-    try:
+    ) as process:
         yield _address(process)
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.wait()
 
 
 def _address(process: subprocess.Popen[bytes]) -> str:

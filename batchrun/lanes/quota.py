@@ -28,6 +28,10 @@ _SERVER_HAD_ROOM = frozenset({Fault.BAD_REQUEST, Fault.TOO_LONG, Fault.MODEL_MIS
 _REFUSALS = frozenset({Fault.THROTTLED, Fault.OVERLOADED, Fault.SERVER, Fault.NETWORK, Fault.GARBLED})
 
 RaiseMarks = Callable[[int, int], Awaitable[None]]
+Note = Callable[[str, str], None]
+
+# 429s with less than so many seconds between them are one episode in the diary.
+EPISODE = 60.0
 
 
 class LocalQuota:
@@ -41,6 +45,7 @@ class LocalQuota:
         *,
         spent: int,
         raise_marks: RaiseMarks,
+        note: Note,
         learned: Mapping[str, Learned] | None = None,
     ) -> None:
         self._limits = limits
@@ -49,6 +54,7 @@ class LocalQuota:
         self._spent = spent
         self._reserved = 0
         self._raise_marks = raise_marks
+        self._note = note
         self._marked_calls = 0
         self._marked_nano = 0
         self._learned = learned or {}
@@ -59,6 +65,7 @@ class LocalQuota:
         self._event = asyncio.Event()
         self._last_answer = -math.inf
         self._refused_since: float | None = None
+        self._last_throttle = -math.inf
         self.throttled = 0
         self.waiting = ""
         self.waiting_until = 0.0
@@ -191,15 +198,21 @@ class LocalQuota:
         elif outcome.fault in _SERVER_HAD_ROOM:
             pace.answered(now, lease.start, 0, hint)
         elif outcome.fault is Fault.THROTTLED:
-            self.throttled += 1
-            pace.throttled(now, lease.start, hint)
-            if outcome.wait:
-                pace.hold(now + outcome.wait)
+            self._throttle(pace, lease, outcome, now, hint)
         else:
             pace.failed(now, lease.start)
         self._watch_patience(outcome, now)
         if lease.probe:
             self._probe_came_back(outcome, now)
+
+    def _throttle(self, pace: Pace, lease: Lease, trouble: Trouble, now: float, hint: Hint) -> None:
+        self.throttled += 1
+        if now - self._last_throttle > EPISODE:
+            self._note("throttled", f"{lease.request.model}: 429 with {pace.in_flight} calls in flight")
+        self._last_throttle = now
+        pace.throttled(now, lease.start, hint)
+        if trouble.wait:
+            pace.hold(now + trouble.wait)
 
     def _watch_patience(self, outcome: Completion | Trouble, now: float) -> None:
         """Refusals of any kind without an answer for so long park the run: every run ends."""
@@ -216,6 +229,7 @@ class LocalQuota:
         """Anything but another 402 or a failing server opens the gate."""
         if isinstance(outcome, Completion) or outcome.fault in _SERVER_HAD_ROOM:
             self._shut = None
+            self._note("credits", "The account has credits again.")
         elif outcome.fault is not Fault.CREDITS and self._shut is not None:
             self._shut = credit.Shut(now + credit.FIRST_PROBE, self._shut.probes)
 
@@ -224,11 +238,12 @@ class LocalQuota:
         now = self._clock.monotonic()
         if self._parked is not None:
             return False
-        self._shut = credit.refused(
-            self._shut, now, trouble.wait, patient=self._limits.wait_for_credits, probe=lease.probe
-        )
+        before = self._shut
+        self._shut = credit.refused(before, now, trouble.wait, patient=self._limits.wait_for_credits, probe=lease.probe)
         if self._shut is None:
             self.park(ParkReason.CREDITS, f"Out of credits: {trouble.message}")
+        elif before is None:
+            self._note("credits", "Out of credits; one call at a time looks whether there are any again.")
         self.changed()
         return self._shut is not None
 
