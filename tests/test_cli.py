@@ -188,7 +188,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "-o", "out.csv"), "neither .jsonl nor .parquet"),
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "-o", "no/out.jsonl"), "does not exist"),
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "--template", "no.j2"), "template no.j2 cannot be read"),
-    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--endpoint", "completions", "--system", "x"), "--system has no place"),
+    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--endpoint", "completions", "--system", "x"), "has no place"),
     (("run", "in.jsonl", "-m", MODEL, "--base-url", "http://example.com"), "Plain http"),
     (("run", "in.jsonl", "-m", MODEL, "--base-url", "ftp://example.com"), "not an http or https address"),
     (("run", "in.jsonl", "-m", MODEL, "--credits", "3"), "for the simulator"),

@@ -28,7 +28,7 @@ QUOTED_RUN = 16
 _KEY_RUN = 8
 # Looking for quotations reads the prompt a few dozen times, at worst a thousand; a longer one is not searched, and
 # the server's sentence not shown.
-_LONGEST_SEARCHED = 1_000_000
+_LONGEST_SEARCHED = 4_000_000
 _LONGEST_READ = 1_000
 
 _FINISH_FAULTS = {"length": Fault.CUT_SHORT, "content_filter": Fault.FILTERED}

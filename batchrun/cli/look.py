@@ -141,6 +141,7 @@ def _retried(path: str, fault: str | None) -> str:
     import asyncio
 
     from batchrun.clock import RealClock
+    from batchrun.faces.words import place
     from batchrun.faces.words import rows as counted
     from batchrun.store.store import Hidden, Store
     from batchrun.store.view import View
@@ -159,4 +160,4 @@ def _retried(path: str, fault: str | None) -> str:
     rows = asyncio.run(put_back(stored[0])) if stored is not None else 0
     if not rows:
         return "No rejected row could be put back (a bad input line has to be mended in the input)."
-    return f"{counted(rows)} pending again. Send them: batchrun resume {os.path.relpath(path)}"
+    return f"{counted(rows)} pending again. Send them: batchrun resume {place(path)}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from batchrun.errors import UsageError
+from batchrun.store.lock import Lock
 
 
 @contextlib.contextmanager
@@ -20,9 +21,13 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
     It ends with this process, however that ends, since it watches the pipe between them.
 
     Raises:
+        BusyError: another run holds the checkpoint, and with it the account.
         UsageError: it did not start; its own line says why.
     """
     Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(checkpoint)
+    lock.take()
+    lock.release()
     words = ["--port", "0", "--json", "--with-parent", "--state", f"{checkpoint}.simulator.jsonl"]
     words += ["--credits", str(credits_usd)] if credits_usd is not None else []
     words += ["--script", script] if script is not None else []

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from batchrun.faces.words import count, dollars, duration
+from batchrun.faces.words import count, dollars, duration, place
 from batchrun.records import ParkReason, Report
 
 _NEXT = {
@@ -24,9 +22,7 @@ def summary(report: Report) -> str:
 
 
 def _finished(report: Report) -> list[str]:
-    written = (
-        "" if report.output is None else f"{os.path.relpath(report.output)}{'' if report.written else ' (as it was)'}"
-    )
+    written = "" if report.output is None else f"{place(report.output)}{'' if report.written else ' (as it was)'}"
     rejected = ", ".join(f"{fault} {count(rows)}" for fault, rows in report.rejections.items())
     return [
         f"Done: {count(report.answered)} of {count(report.total)} rows answered, {count(report.rejected)} rejected"
@@ -34,7 +30,7 @@ def _finished(report: Report) -> list[str]:
         _pace(report),
         _money(report),
         _twice(report),
-        f"Output: {written or 'none asked for'}. Checkpoint: {os.path.relpath(report.checkpoint)}",
+        f"Output: {written or 'none asked for'}. Checkpoint: {place(report.checkpoint)}",
     ]
 
 
@@ -48,7 +44,7 @@ def _parked(report: Report) -> list[str]:
         _money(report),
         _twice(report),
         f"Parked ({report.parked}): {report.message} {kept}",
-        f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {os.path.relpath(report.checkpoint)}",
+        f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {place(report.checkpoint)}",
     ]
 
 

@@ -74,7 +74,9 @@ def line(progress: Progress) -> str:
     ]
     if progress.rejected:
         parts.append(f"{progress.rejected} rejected")
-    if progress.seconds_left is not None:
+    if progress.in_flight == 0:
+        parts.append("waiting to try again")
+    elif progress.seconds_left is not None:
         parts.append(f"{_clock(progress.seconds_left)} left")
     return ", ".join(parts)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import msgspec
 
-from batchrun.faces.words import count, dollars, duration
+from batchrun.faces.words import count, dollars, duration, place
 from batchrun.records import Event
 from batchrun.store.view import ModelSpend, View
 
@@ -73,7 +72,7 @@ def text(seen: Standing) -> str:
     """The same for people."""
     share = f" ({(seen.answered + seen.rejected) / seen.total:.0%} settled)" if seen.total else ""
     lines = [
-        f"{os.path.relpath(seen.checkpoint)}: {_state(seen)}",
+        f"{place(seen.checkpoint)}: {_state(seen)}",
         (
             f"Rows: {count(seen.answered)} answered, {count(seen.rejected)} rejected, {count(seen.pending)} left "
             f"of {count(seen.total)}{share}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from batchrun.rules.money import usd
 
 _MINUTE, _HOUR = 60, 3600
@@ -15,6 +17,12 @@ def count(number: int) -> str:
 def rows(number: int) -> str:
     """A count of rows."""
     return f"{number:,} row{'' if number == 1 else 's'}"
+
+
+def place(path: str) -> str:
+    """A path as short as it can be typed from here."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
 
 
 def dollars(nano: int) -> str:

@@ -23,7 +23,7 @@ from batchrun.files.row import Row
 Outcome = dict[str, Any]
 
 # A row group holds at most so many rows, and about so many bytes; what is still Python is turned into Arrow earlier.
-GROUP_ROWS = 20_000
+GROUP_ROWS = 10_000
 GROUP_BYTES = 64_000_000
 _PART_ROWS = 1000
 _PART_BYTES = 8_000_000

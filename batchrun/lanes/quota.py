@@ -16,7 +16,7 @@ from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import credit
 from batchrun.rules.gate import Gate
 from batchrun.rules.money import Tariff, usd
-from batchrun.rules.pace import Bounds, Hint, Learned, Pace
+from batchrun.rules.pace import Bounds, Hint, Learned, Pace, Reason
 
 # A failing row is charged with its failure only while others are being answered.
 OTHERS_WINDOW = 300.0
@@ -26,6 +26,15 @@ LEAST_ROOM = 64
 
 _SERVER_HAD_ROOM = frozenset({Fault.BAD_REQUEST, Fault.TOO_LONG, Fault.MODEL_MISSING})
 _REFUSALS = frozenset({Fault.THROTTLED, Fault.OVERLOADED, Fault.SERVER, Fault.NETWORK, Fault.GARBLED})
+
+_WAITING_FOR = {
+    Reason.NONE: "",
+    Reason.RATE: "finding the pace",
+    Reason.SLOTS: "calls in flight",
+    Reason.HELD: "rate limit",
+    Reason.STORM: "the server fails, one call at a time tries it",
+    Reason.TOKENS: "tokens a minute",
+}
 
 RaiseMarks = Callable[[int, int], Awaitable[None]]
 Note = Callable[[str, str], None]
@@ -101,7 +110,7 @@ class LocalQuota:
     async def lease(self, request: Request) -> Lease | None:
         """Wait for a slot, the pace, the money and the credits; None when the run is parked."""
         pace = self._pace(request.model)
-        bound = self._tariff.upper_bound(request) or 0
+        bound = self._bound(request)
         while self._parked is None:
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
@@ -112,6 +121,16 @@ class LocalQuota:
             elif not await self._raised_marks(bound):
                 return self._grant(pace, request, bound, now)
         return None
+
+    def _bound(self, request: Request) -> int:
+        """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""
+        bound = self._tariff.upper_bound(request)
+        if bound is None and self._limits.max_cost_nano is not None:
+            self.park(
+                ParkReason.BUDGET,
+                f"Row {request.row} has no upper bound of cost: the context length of {request.model} is not known.",
+            )
+        return bound or 0
 
     def _pace(self, model: str) -> Pace:
         if model not in self._paces:
@@ -125,7 +144,7 @@ class LocalQuota:
             (self._wait_for_credits(now), "out of credits"),
             (self._wait_for_money(bound), "budget: calls in flight"),
             (self._wait_for_slot(), "calls in flight"),
-            (pace.wait(now), pace.reason.value),
+            (pace.wait(now), _WAITING_FOR[pace.reason]),
         )
         seconds, self.waiting = max(waits, key=lambda wait: wait[0])
         self.waiting_until = now + seconds
@@ -226,12 +245,13 @@ class LocalQuota:
             self.park(ParkReason.OVERLOAD, f"No answer for {patience:.0f} seconds. The last reply: {outcome.message}")
 
     def _probe_came_back(self, outcome: Completion | Trouble, now: float) -> None:
-        """Anything but another 402 or a failing server opens the gate."""
-        if isinstance(outcome, Completion) or outcome.fault in _SERVER_HAD_ROOM:
+        """An answer opens the gate. A refused row says nothing of credits, a failing server nothing at all."""
+        if isinstance(outcome, Completion):
             self._shut = None
             self._note("credits", "The account has credits again.")
         elif outcome.fault is not Fault.CREDITS and self._shut is not None:
-            self._shut = credit.Shut(now + credit.FIRST_PROBE, self._shut.probes)
+            wait = 0.0 if outcome.fault in _SERVER_HAD_ROOM else credit.FIRST_PROBE
+            self._shut = credit.Shut(now + wait, self._shut.probes)
 
     def out_of_credits(self, lease: Lease, trouble: Trouble) -> bool:
         """Shut the gate or park; True when the row may wait for the next probe."""

@@ -28,7 +28,7 @@ def refused(shut: Shut | None, now: float, wait: float | None, *, patient: bool,
     Args:
         shut: the gate before it, None when it stood open.
         now: monotonic seconds.
-        wait: what the server's Retry-After said, in seconds, if anything.
+        wait: what the server's Retry-After said, in seconds, if anything; one longer than ten minutes is a park.
         patient: whether the user waits for credits.
         probe: whether the refused call was the probe; calls already in flight at the first 402 say nothing new.
     """
@@ -37,7 +37,7 @@ def refused(shut: Shut | None, now: float, wait: float | None, *, patient: bool,
     if patient:
         probes = 0 if shut is None else shut.probes + 1
         return Shut(now + max(wait or 0.0, min(LONGEST_PROBE, FIRST_PROBE * 2.0 ** min(probes, 16))), probes)
-    if shut is None and wait is not None:
+    if shut is None and wait is not None and wait <= LONGEST_PROBE:
         return Shut(now + wait)
     return None
 

@@ -12,6 +12,9 @@ from batchrun.records import Price, Request, Usage
 NANO = 1_000_000_000
 _PER_MILLION = 1_000_000
 
+# Parts of a message that are no text, as they stand in a body.
+_NOT_TEXT = (b'_url":', b'"input_audio"')
+
 
 class Tariff(msgspec.Struct, frozen=True):
     """What is known about models: their prices, and how many tokens fit into their context."""
@@ -67,10 +70,14 @@ def upper_bound(request: Request, model_price: Price, context: int | None) -> in
     """The most a request can cost: a byte of its body is at least a token, and every choice runs to its end.
 
     A tokenizer never makes more tokens than bytes, and the body's own punctuation (some 30 bytes a message) covers
-    what a chat template adds. Without max_tokens a choice may fill the model's `context`; None when that is unknown.
+    what a chat template adds. A picture or sound is more tokens than its address has bytes, but no more than the
+    model's `context`; without max_tokens a choice may fill that too. None when it would be needed and is unknown.
     """
+    prompt: int | None = len(request.body)
+    if any(mark in request.body for mark in _NOT_TEXT):
+        prompt = None if context is None else max(len(request.body), context)
     most = request.max_tokens if request.max_tokens is not None else context
-    if most is None:
+    if prompt is None or most is None:
         return None
     dearest_input = max(model_price.input, model_price.cached or 0)
-    return len(request.body) * dearest_input + most * request.n * model_price.output
+    return prompt * dearest_input + most * request.n * model_price.output

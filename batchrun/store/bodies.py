@@ -6,15 +6,29 @@ reading and writing them is the store's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import zstandard
+
+from batchrun.errors import StorageError
 
 LEVEL = 3
 DICTIONARY_BYTES = 16_384
 # 300 replies train as good a dictionary as 2,000 and take a tenth of the time; long ones teach it nothing more.
 SAMPLES = 300
 LONGEST_SAMPLE = 32_768
+# Room is made for a reply before it is read, so a damaged frame must not claim more than any reply can have.
+LARGEST_REPLY = 1 << 30
+
+
+@contextlib.contextmanager
+def _sound() -> Iterator[None]:
+    """A dictionary that zstd does not take is damage in the checkpoint: better to stop than to pay for more."""
+    try:
+        yield
+    except zstandard.ZstdError as error:
+        raise StorageError("A dictionary in the checkpoint is damaged, and replies cannot be read.") from error
 
 
 class Packer:
@@ -30,9 +44,10 @@ class Packer:
 
     def use(self, number: int, content: bytes) -> None:
         """Compress with this dictionary from now on."""
-        dictionary = zstandard.ZstdCompressionDict(content)
-        dictionary.precompute_compress(level=LEVEL)
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary)
+        with _sound():
+            dictionary = zstandard.ZstdCompressionDict(content)
+            dictionary.precompute_compress(level=LEVEL)
+            self._compressor = zstandard.ZstdCompressor(level=LEVEL, dict_data=dictionary)
         self._dictionary = number
         self._samples.clear()
 
@@ -63,10 +78,11 @@ class Unpacker:
 
     def __init__(self, dictionaries: Mapping[int, bytes]) -> None:
         self._plain = zstandard.ZstdDecompressor()
-        self._with = {
-            number: zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(content))
-            for number, content in dictionaries.items()
-        }
+        with _sound():
+            self._with = {
+                number: zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(content))
+                for number, content in dictionaries.items()
+            }
 
     def unpack(self, dictionary: int | None, frame: bytes) -> bytes:
         """The reply as it came.
@@ -75,4 +91,6 @@ class Unpacker:
             KeyError: the dictionary is not in the checkpoint.
             zstandard.ZstdError: the frame is damaged.
         """
+        if zstandard.frame_content_size(frame) > LARGEST_REPLY:
+            raise zstandard.ZstdError("the frame claims to hold more than any reply")
         return (self._plain if dictionary is None else self._with[dictionary]).decompress(frame)

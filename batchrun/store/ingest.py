@@ -62,6 +62,7 @@ class Ingest:
         if self._incoming:
             await sql.execute("take_bad", now_ms=self._store.now_ms())
             await sql.execute("take_incoming")
+        if changed:
             await self._match(sql)
         after, after_nano = (await sql.one("linked") or (0, 0)) if changed else (before, before_nano)
         if changed:
@@ -72,7 +73,7 @@ class Ingest:
         """The k rows that want a digest take its k free replies; rows rejected before stay so."""
         unused = await sql.one("unused")
         if unused is not None and unused[0]:
-            for name in ("free_table", "free_index", "match"):
+            for name in ("free_table", "free_index", "match", "settle_twice"):
                 await sql.execute(name)
         await sql.execute("match_rejections")
 

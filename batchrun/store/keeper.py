@@ -77,10 +77,17 @@ class Keeper:
         Raises:
             StorageError: the commit failed; nothing of the group is kept.
         """
+        await self._put(item)
+
+    def note(self, kind: str, detail: str) -> None:
+        """A line in the diary, with the next group; nobody waits for it."""
+        self._put(Event(self._store.clock.now(), kind, detail))
+
+    def _put(self, item: Item) -> asyncio.Future[None]:
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, kept))
         self._arrived.set()
-        await kept
+        return kept
 
     async def run(self) -> None:
         """Commit what arrives until `close`, and then the rest."""

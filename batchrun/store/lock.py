@@ -61,12 +61,20 @@ class Lock:
             ) from error
         self._fd = fd
         told = _told(fd)
-        self._sign()
+        try:
+            self._sign()
+        except StorageError:
+            self.release()
+            raise
         return told
 
     def tell(self, kept: int) -> None:
-        """Write down that so many answers are kept. Not synced: the page cache outlives a killed process."""
-        os.pwrite(self._fd, f"{kept:0{_COUNT_DIGITS}d}\n".encode(), _FIRST_LINE)
+        """Write down that so many answers are kept. Not synced: the page cache outlives a killed process.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        self._write(f"{kept:0{_COUNT_DIGITS}d}\n".encode(), _FIRST_LINE)
 
     def release(self) -> None:
         """Let the next one in."""
@@ -77,7 +85,16 @@ class Lock:
 
     def _sign(self) -> None:
         holder = Holder(os.getpid(), socket.gethostname()[:64], time.strftime("%Y-%m-%d %H:%M:%S"))
-        os.pwrite(self._fd, msgspec.json.encode(holder).ljust(_FIRST_LINE - 1) + b"\n", 0)
+        self._write(msgspec.json.encode(holder).ljust(_FIRST_LINE - 1) + b"\n", 0)
+
+    def _write(self, text: bytes, at: int) -> None:
+        try:
+            os.pwrite(self._fd, text, at)
+        except OSError as error:
+            raise StorageError(
+                f"The checkpoint's lock cannot be written: {error.strerror}. Every answer counted so far is kept.",
+                "Look at the disk and its permissions, then run the same command.",
+            ) from error
 
 
 def _holder(fd: int) -> Holder | None:

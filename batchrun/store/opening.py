@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ APPLICATION_ID = 0x62617472
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph", "glusterfs"})
 
 _WAL_HEADER = 32
+
+# A reader in the middle of something long (an export) may hold up the folding, but not the start of a run.
+_PATIENCE_MS, _FOLD_PATIENCE_MS = 30_000, 500
 
 
 def wal_has_frames(checkpoint: str) -> bool:
@@ -38,10 +42,10 @@ def refuse_network(folder: Path) -> None:
     where = f"{folder.resolve()}/"
     best, kind = "", ""
     for line in mounts.splitlines():
-        fields = line.split(" ")
-        point = fields[1].rstrip("/") + "/"
+        _, folder_there, kind_there, *_ = f"{line}   ".split(" ")
+        point = _plain(folder_there).rstrip("/") + "/"
         if where.startswith(point) and len(point) >= len(best):
-            best, kind = point, fields[2]
+            best, kind = point, kind_there
     if kind in _NETWORK:
         raise StorageError(
             f"The checkpoint would lie on a network file system ({kind}), where it is not safe.",
@@ -49,10 +53,15 @@ def refuse_network(folder: Path) -> None:
         )
 
 
+def _plain(folder: str) -> str:
+    """A mount point as it is: the kernel writes a blank in it as an octal number."""
+    return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), folder)
+
+
 async def connect(path: str) -> aiosqlite.Connection:
     """Open the file for writing, made private (0600) before SQLite sees it, with every promise switched on."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = await aiosqlite.connect(path, isolation_level=None, timeout=30.0)
+    connection = await aiosqlite.connect(path, isolation_level=None, timeout=_PATIENCE_MS / 1000)
     try:
         await _prepare(connection)
     except BaseException:
@@ -95,6 +104,13 @@ async def migrate(connection: aiosqlite.Connection) -> None:
             f"begin immediate;\n{step}\n"
             f"pragma application_id = {APPLICATION_ID};\npragma user_version = {number};\ncommit;"
         )
+
+
+async def fold(connection: aiosqlite.Connection) -> None:
+    """Move what the `-wal` holds into the main file, as far as readers let it."""
+    await connection.execute(f"pragma busy_timeout = {_FOLD_PATIENCE_MS}")
+    await connection.execute("pragma wal_checkpoint(truncate)")
+    await connection.execute(f"pragma busy_timeout = {_PATIENCE_MS}")
 
 
 async def one(connection: aiosqlite.Connection, sql: str) -> tuple[Any, ...]:

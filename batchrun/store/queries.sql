@@ -161,7 +161,7 @@ delete from rejection where fault <> 'bad_row' and (:fault is null or fault = :f
 
 -- name: has_bad_rows
 -- Whether the input has lines that are no requests.
-select exists (select 1 from rejection where fault = 'bad_row');
+select exists (select 1 from request join rejection using (digest) where state = 3 and fault = 'bad_row');
 
 -- name: written
 -- What an output looked like when it was written, and what it was written from.
@@ -207,9 +207,9 @@ drop table if exists temp.bad;
 update temp.incoming set state = 3 where row = :row;
 
 -- name: linked
--- Answers in use, and what they cost.
-select count(*), coalesce(sum(paid.cost_nano), 0)
-from request join paid on paid.id = request.answer where request.answer is not null;
+-- Answers in use, each once however many rows share it, and what they cost.
+select count(*), coalesce(sum(cost_nano), 0)
+from paid where id in (select answer from request where answer is not null);
 
 -- name: drop_rows
 -- The input became shorter.
@@ -225,20 +225,26 @@ create temp table free as
 select digest, id, row_number() over (partition by digest order by id) as nth from paid
 where (surplus is null or surplus = 'twice')
   and id not in (select answer from request where answer is not null)
-  and digest in (select digest from temp.incoming);
+  and digest in (select digest from request where state in (0, 3));
 
 -- name: free_index
 -- So that each wanting row finds its reply.
 create index temp.free_by_digest on free(digest, nth);
 
 -- name: match
--- The k rows that want a digest take its k free replies.
+-- The k rows that want a digest take its k free replies, wherever they stand: also rows that did not move, beside one
+-- that lost its answer's row, and rows that were given up.
 update request set state = 2, answer = matched.id
 from (select wanted.row, free.id from
         (select row, digest, row_number() over (partition by digest order by row) as nth
-         from temp.incoming where state = 0) as wanted
+         from request where state in (0, 3) and digest in (select digest from temp.free)) as wanted
       join temp.free as free on free.digest = wanted.digest and free.nth = wanted.nth) as matched
 where request.row = matched.row;
+
+-- name: settle_twice
+-- A reply that came twice and serves a row now is surplus no more.
+update paid set surplus = null
+where surplus = 'twice' and id in (select answer from request where answer is not null);
 
 -- name: match_rejections
 -- Rows that were rejected before are so still.

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,32 +46,45 @@ class Kept(msgspec.Struct, frozen=True):
     cost_nano: int
 
 
+@contextlib.contextmanager
+def _described() -> Iterator[None]:
+    """SQLite's errors as sentences for the user."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise opening.described(error) from error
+
+
 class Statements:
-    """The named queries on one connection."""
+    """The named queries on one connection; what SQLite refuses is a `StorageError`."""
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
     async def execute(self, name: str, **params: Any) -> int:
         """Run a statement; returns how many rows it changed."""
-        async with self._connection.execute(query(name), params) as cursor:
-            return cursor.rowcount
+        with _described():
+            async with self._connection.execute(query(name), params) as cursor:
+                return cursor.rowcount
 
     async def many(self, name: str, params: Iterable[Params]) -> int:
         """Run a statement for each set of parameters; returns how many rows they changed in all."""
-        async with self._connection.executemany(query(name), params) as cursor:
-            return cursor.rowcount
+        with _described():
+            async with self._connection.executemany(query(name), params) as cursor:
+                return cursor.rowcount
 
     async def one(self, name: str, **params: Any) -> tuple[Any, ...] | None:
         """The first row of a query, None when there is none."""
-        async with self._connection.execute(query(name), params) as cursor:
-            row = await cursor.fetchone()
+        with _described():
+            async with self._connection.execute(query(name), params) as cursor:
+                row = await cursor.fetchone()
         return None if row is None else tuple(row)
 
     async def all(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
         """Every row of a query; for small ones."""
-        async with self._connection.execute(query(name), params) as cursor:
-            return [tuple(row) for row in await cursor.fetchall()]
+        with _described():
+            async with self._connection.execute(query(name), params) as cursor:
+                return [tuple(row) for row in await cursor.fetchall()]
 
     async def recount(self) -> None:
         """After rows changed in bulk: count them anew, and know that a written output is out of date."""
@@ -152,6 +165,9 @@ class Store:
     async def _begin(self, loss: str | None) -> None:
         """Write the run down and fold it into the main file, so that a lost `-wal` shows."""
         now_ms = self.now_ms()
+        (found,) = await self.sql.one("paid_newest") or (0,)
+        if loss is None:
+            self._lock.tell(found)  # at once, or an end before the first commit would look like a loss
         await self._connection.execute("begin immediate")
         if loss is not None:
             await self._connection.execute(query("add_event"), {"at_ms": now_ms, "kind": "loss", "detail": loss})
@@ -160,9 +176,8 @@ class Store:
             row = await cursor.fetchone()
         self.run = int(row[0]) if row else 0
         await self._connection.execute("commit")
-        await self._connection.execute("pragma wal_checkpoint(truncate)")
-        newest = await self.sql.one("paid_newest")
-        self._lock.tell(int(newest[0]) if newest else 0)
+        self._lock.tell(found)
+        await opening.fold(self._connection)
 
     def now_ms(self) -> int:
         """Milliseconds since the epoch."""

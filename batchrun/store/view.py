@@ -86,6 +86,8 @@ class View:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._connection.close()
+        if isinstance(error, sqlite3.Error):
+            raise described(error) from error
 
     def _all(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
         return self._connection.execute(query(name), params).fetchall()
@@ -152,9 +154,10 @@ class View:
         Raises:
             StorageError: a reply is damaged.
         """
-        unpacker = Unpacker(dict(self._connection.execute(query("dictionaries")).fetchall()))
         seen = bytearray()
         with contextlib.closing(self._connection.execute(query("outcomes"))) as cursor:
+            # Read while the cursor is open, so that they are of the same moment: a run may be adding one.
+            unpacker = Unpacker(dict(self._connection.execute(query("dictionaries")).fetchall()))
             for row in cursor:
                 outcome = _outcome(row, unpacker)
                 if once and outcome.state is State.ANSWERED and _taken(seen, row[3]):

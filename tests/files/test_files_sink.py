@@ -165,7 +165,13 @@ def test_parquet_without_rows_keeps_its_columns(exported, tmp_path):
 def test_row_groups_are_bounded_by_rows_and_by_bytes(put, exported, tmp_path, monkeypatch):
     job = exported(put("a.jsonl", b'{"x":1}\n' * 45_000))
     groups = pq.ParquetFile(job.to(tmp_path / "out.parquet")).metadata
-    assert [groups.row_group(index).num_rows for index in range(groups.num_row_groups)] == [20_000, 20_000, 5_000]
+    assert [groups.row_group(index).num_rows for index in range(groups.num_row_groups)] == [
+        10_000,
+        10_000,
+        10_000,
+        10_000,
+        5_000,
+    ]
     monkeypatch.setattr(parquet_out, "GROUP_BYTES", 100_000)
     groups = pq.ParquetFile(job.to(tmp_path / "out.parquet")).metadata
     assert max(groups.row_group(index).num_rows for index in range(groups.num_row_groups)) <= 2000

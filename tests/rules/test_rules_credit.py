@@ -11,11 +11,15 @@ def test_without_patience_and_without_a_time_the_first_402_parks():
     assert refused(None, 100.0, None, patient=False, probe=False) is None
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.5, 30.0, 3600.0])
+@pytest.mark.parametrize("wait", [0.0, 0.5, 30.0, LONGEST_PROBE])
 def test_a_402_that_names_a_time_is_asked_once_more_then(wait: float):
     shut = refused(None, 100.0, wait, patient=False, probe=False)
     assert shut == Shut(100.0 + wait)
     assert refused(probing(shut), 100.0 + wait, None, patient=False, probe=True) is None
+
+
+def test_a_402_that_names_a_time_far_away_parks_at_once():
+    assert refused(None, 100.0, LONGEST_PROBE + 1, patient=False, probe=False) is None
 
 
 def test_the_402_of_the_probe_parks_even_when_it_names_a_time_again():

@@ -66,7 +66,7 @@ create table dictionary(
 create table body(
   id integer primary key references paid(id),
   dictionary integer references dictionary(id),
-  reply blob not null
+  reply blob not null check (typeof(reply) = 'blob')
 );
 
 -- Why rows with this digest were rejected.
@@ -88,11 +88,11 @@ create table run(
   state text not null default 'open' check (state in ('open', 'finished', 'parked', 'failed', 'crashed')),
   reason text,
   token blob not null check (length(token) = 16),
-  kept integer not null default 0,
-  mark_calls integer not null default 0,
-  mark_nano integer not null default 0,
-  doubt_calls integer not null default 0,
-  doubt_nano integer not null default 0,
+  kept integer not null default 0 check (kept >= 0),
+  mark_calls integer not null default 0 check (mark_calls >= 0),
+  mark_nano integer not null default 0 check (mark_nano >= 0),
+  doubt_calls integer not null default 0 check (doubt_calls >= 0),
+  doubt_nano integer not null default 0 check (doubt_nano >= 0),
   learned text,
   check ((state = 'open') = (closed_ms is null))
 );
@@ -107,19 +107,19 @@ insert into tally(state, rows) values (0, 0), (1, 0), (2, 0), (3, 0), (4, 0);
 create table spend(
   lane integer not null references name(id),
   model integer not null references name(id),
-  replies integer not null,
-  unpriced integer not null,
-  prompt_tokens integer not null,
-  completion_tokens integer not null,
-  cost_nano integer not null,
+  replies integer not null check (replies >= 0),
+  unpriced integer not null check (unpriced >= 0),
+  prompt_tokens integer not null check (prompt_tokens >= 0),
+  completion_tokens integer not null check (completion_tokens >= 0),
+  cost_nano integer not null check (cost_nano >= 0),
   primary key (lane, model)
 ) without rowid;
 
 -- Answers in slices of ten seconds, for the rate of the last minute; old slices are trimmed.
 create table pulse(
   ten_s integer primary key,
-  replies integer not null,
-  tokens integer not null
+  replies integer not null check (replies >= 0),
+  tokens integer not null check (tokens >= 0)
 );
 
 -- The output files that were written, as they were then: an unchanged one is not written again.
