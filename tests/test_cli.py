@@ -260,6 +260,20 @@ def test_help_fits_in_eighty_columns(cli: Cli, words: tuple[str, ...], monkeypat
     assert "..." not in out.partition("Commands:")[2]
 
 
+async def test_status_tells_a_living_run_from_a_killed_one(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(50))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        simulator.hold()
+        running = await process(tmp_path, "run", "in.jsonl", "-m", MODEL, "--base-url", simulator.url)
+        await simulator.requested(1)
+        out, _ = await (await process(tmp_path, "status")).communicate()
+        assert f"(process {running.pid} on ".encode() in out
+        running.kill()
+        await running.communicate()
+        out, _ = await (await process(tmp_path, "status", "--json")).communicate()
+        assert json.loads(out)["state"] == "killed"
+
+
 async def process(folder: Path, *words: str, key: str = "a-key-that-is-secret") -> asyncio.subprocess.Process:
     environment = {**os.environ, "TOGETHER_API_KEY": key}
     return await asyncio.create_subprocess_exec(

@@ -8,7 +8,8 @@ import msgspec
 
 from batchrun.faces.words import count, dollars, duration, place
 from batchrun.records import Event
-from batchrun.store.view import ModelSpend, View
+from batchrun.store.lock import Holder, living_holder
+from batchrun.store.view import LastRun, ModelSpend, View
 
 # What the last seconds say of a run that is going on.
 _PULSE_SECONDS = 60.0
@@ -20,6 +21,7 @@ class Standing(msgspec.Struct, frozen=True):
     checkpoint: str
     provider: str | None
     state: str
+    holder: str | None
     reason: str | None
     opened: float | None
     closed: float | None
@@ -42,12 +44,15 @@ class Standing(msgspec.Struct, frozen=True):
 def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
     """Read it, in a few short queries."""
     kept, hidden, last, job = view.kept(), view.hidden(), view.last_run(), view.job()
-    running = last is not None and last.closed is None
-    answers, tokens = view.pulse(now, _PULSE_SECONDS) if running else (0.0, 0.0)
+    holder = living_holder(checkpoint) if last is not None and last.closed is None else None
+    answers, tokens = 0.0, 0.0
+    if last is not None and holder is not None:
+        answers, tokens = view.pulse(now, min(_PULSE_SECONDS, max(1.0, now - last.opened)))
     return Standing(
         checkpoint=checkpoint,
         provider=job[0] if job else None,
-        state=last.state if last else "new",
+        state=_state_of(last, holder),
+        holder=f"process {holder.pid} on {holder.host}" if holder else None,
         reason=last.reason if last else None,
         opened=last.opened if last else None,
         closed=last.closed if last else None,
@@ -66,6 +71,15 @@ def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
         seconds_left=kept.pending / answers if answers else None,
         events=view.events(events) if events else [],
     )
+
+
+def _state_of(last: LastRun | None, holder: Holder | None) -> str:
+    """`new`, `running`, `killed`, or as the last run wrote it down when it ended."""
+    if last is None:
+        return "new"
+    if last.closed is None:
+        return "running" if holder else "killed"
+    return last.state
 
 
 def text(seen: Standing) -> str:
@@ -93,8 +107,10 @@ def text(seen: Standing) -> str:
 def _state(seen: Standing) -> str:
     opened, closed = _local(seen.opened or 0.0), _local(seen.closed or 0.0)
     match seen.state:
-        case "open":
-            return f"a run began at {opened} and has it open (or was killed; the next start tells)"
+        case "running":
+            return f"running since {opened} ({seen.holder})"
+        case "killed":
+            return f"a run that began at {opened} was killed; the same command goes on"
         case "parked":
             return f"parked ({seen.reason}) at {closed}"
         case "failed":

@@ -84,7 +84,7 @@ class Lock:
             self._fd = -1
 
     def _sign(self) -> None:
-        holder = Holder(os.getpid(), socket.gethostname()[:64], time.strftime("%Y-%m-%d %H:%M:%S"))
+        holder = Holder(os.getpid(), _host(), time.strftime("%Y-%m-%d %H:%M:%S"))
         self._write(msgspec.json.encode(holder).ljust(_FIRST_LINE - 1) + b"\n", 0)
 
     def _write(self, text: bytes, at: int) -> None:
@@ -95,6 +95,32 @@ class Lock:
                 f"The checkpoint's lock cannot be written: {error.strerror}. Every answer counted so far is kept.",
                 "Look at the disk and its permissions, then run the same command.",
             ) from error
+
+
+def living_holder(checkpoint: str) -> Holder | None:
+    """Who holds the checkpoint, as far as a reader can tell without touching the lock; None when nobody alive does."""
+    try:
+        with Path(f"{checkpoint}.lock").open("rb") as file:
+            holder = _holder(file.fileno())
+    except OSError:
+        return None
+    if holder is None or (holder.host == _host() and not _lives(holder.pid)):
+        return None
+    return holder
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _host() -> str:
+    return socket.gethostname()[:64]
 
 
 def _holder(fd: int) -> Holder | None:
