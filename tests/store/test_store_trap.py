@@ -24,7 +24,7 @@ def test_while_a_run_has_the_checkpoint_open_only_sqlite_opens_it(tmp_path: Path
 
 
 def test_the_store_opens_files_by_hand_in_two_known_places() -> None:
-    """The lock file, and the empty checkpoint made private before SQLite first sees it."""
+    """The lock file (a reader looks into it too), and the empty checkpoint made private before SQLite first sees it."""
     found = set()
     for path in (ROOT / "store").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,4 +42,5 @@ def test_the_store_opens_files_by_hand_in_two_known_places() -> None:
         "Path('/proc/self/mounts').read_text",
         "(resources.files(__package__) / 'queries.sql').read_text",
         "(folder / name).read_text",
+        "Path(f'{checkpoint}.lock').open",
     }
