@@ -119,7 +119,8 @@ def _go(job: Job, key: str | None, given: dict[str, Any]) -> Report:
         import uvloop
     except ImportError:
         return asyncio.run(_attended(Run(job, key, options=options), given["progress"]))
-    return uvloop.run(_attended(Run(job, key, options=options), given["progress"]))
+    report: Report = uvloop.run(_attended(Run(job, key, options=options), given["progress"]))
+    return report
 
 
 async def _attended(run: Run, progress: str) -> Report:
