@@ -64,9 +64,15 @@ class View:
             raise UsageError(f"There is no checkpoint at {path}.", "Start one with `batchrun run`.")
         try:
             self._connection = sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=10.0)
-            self._check()
         except sqlite3.Error as error:
             raise described(error) from error
+        try:
+            self._check()
+        except BaseException as error:
+            self._connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise described(error) from error
+            raise
 
     def _check(self) -> None:
         (identity,) = self._connection.execute("pragma application_id").fetchone()
