@@ -52,6 +52,13 @@ def script(folder: Path, text: str = "") -> str:
     return str(path)
 
 
+def simulated(folder: Path) -> tuple[str, ...]:
+    """A small job, in.jsonl to o.jsonl."""
+    return (
+        "run", "in.jsonl", "-m", MODEL, "--simulate", "--concurrency", "4", "--script", script(folder), "-o", "o.jsonl",
+    )  # fmt: skip
+
+
 def test_the_main_job_on_the_simulator_needs_no_key(cli: Cli, tmp_path: Path) -> None:
     run = ("run", str(SAMPLES / "prompts.jsonl"), "-m", MODEL, "--simulate", "-o", "answers.parquet",
            "--concurrency", "32", "--script", script(tmp_path))  # fmt: skip
@@ -223,19 +230,7 @@ def test_a_full_disk_at_the_output_exits_11_and_keeps_the_answers(
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    run = (
-        "run",
-        "in.jsonl",
-        "-m",
-        MODEL,
-        "--simulate",
-        "--concurrency",
-        "4",
-        "--script",
-        script(tmp_path),
-        "-o",
-        "o.jsonl",
-    )
+    run = simulated(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         code, _, err = cli(*run)
@@ -349,19 +344,7 @@ def test_a_stored_job_holds_no_key_and_absolute_paths(cli: Cli, tmp_path: Path) 
     from batchrun.store.view import View
 
     write_prompts(tmp_path / "in.jsonl", range(3))
-    cli(
-        "run",
-        "in.jsonl",
-        "-m",
-        MODEL,
-        "--simulate",
-        "--concurrency",
-        "4",
-        "--script",
-        script(tmp_path),
-        "-o",
-        "o.jsonl",
-    )
+    cli(*simulated(tmp_path))
     (checkpoint,) = (tmp_path / "checkpoints").glob("*.db")
     with View(str(checkpoint)) as view:
         stored = view.job()

@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from batchrun.errors import UsageError
-from batchrun.job import SIMULATED, Asking, Job, base_url, checked
+from batchrun.job import Asking, Job, base_url, checked
 from batchrun.records import Endpoint, Price, Route
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -237,8 +237,3 @@ def newest_checkpoint(typed: str | None) -> str:
     if not found:
         raise UsageError("There is no checkpoint in checkpoints/.", "Name one, or start one with `batchrun run`.")
     return _absolute(str(found[-1]))
-
-
-def is_simulated(job: Job) -> bool:
-    """Whether the simulator answers this job."""
-    return job.provider == SIMULATED
