@@ -160,10 +160,11 @@ class Run:
             return await self._close(store, settled, parked)
         except Interrupted:
             return await self._close(store, None, Parked(ParkReason.INTERRUPTED, "Interrupted."))
-        except StorageError:
-            raise  # the run stays open in the checkpoint, so that the next start counts what this one may hide
         except BatchrunError as error:
-            await store.close("failed", error.message, doubt=self._cut_off)
+            # Not so when it comes as a group, from the middle of sending: then the run stays open in the checkpoint,
+            # and the next start counts what this one may hide.
+            with contextlib.suppress(StorageError):
+                await store.close("failed", error.message, doubt=self._cut_off)
             raise
 
     async def _send(self, store: Store, settled: Wanted) -> Parked | None:

@@ -240,6 +240,7 @@ def test_a_full_disk_at_the_output_exits_11_and_keeps_the_answers(
     code, _, err = cli(*run)
     assert code == 0
     assert "This start: 0 answers" in err
+    assert "Paid twice: nothing." in err
 
 
 def every_help() -> list[tuple[str, ...]]:

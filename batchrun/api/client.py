@@ -23,6 +23,9 @@ LARGEST_BODY = 256 * 1024 * 1024
 # aiohttp's own limit of 8,190 bytes turns a long header of a good, paid reply into an error.
 LARGEST_HEADER = 256 * 1024
 
+# A list of models is worth waiting so many seconds for; prices and contexts are also known otherwise.
+MODELS_TIMEOUT = 30.0
+
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
@@ -63,8 +66,12 @@ class Client:
         return await self._exchange("POST", wire.PATHS[request.endpoint], request.body)
 
     async def models(self) -> list[wire.ModelInfo] | None:
-        """The server's model list; None when it has none, since not every server does."""
-        reply = await self._exchange("GET", wire.MODELS_PATH, None)
+        """The server's model list; None when it has none, since not every server does, or is slow to say."""
+        try:
+            async with asyncio.timeout(MODELS_TIMEOUT):
+                reply = await self._exchange("GET", wire.MODELS_PATH, None)
+        except TimeoutError:
+            return None
         return wire.models(reply.body) if isinstance(reply, Reply) and reply.status == 200 else None  # noqa: PLR2004
 
     def redacted(self, message: str, body: bytes) -> str:
