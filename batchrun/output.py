@@ -46,7 +46,7 @@ def write(
     columns: Columns,
     *,
     shared: bool,
-    stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[int], bool] = lambda _rows: False,
 ) -> Stamp | None:
     """Write the whole output, whatever is settled by now, and return its stamp. Slow: call it in a thread.
 
@@ -56,15 +56,15 @@ def write(
         files: the input, as pass 1 saw it.
         columns: the columns, as pass 1 settled them.
         shared: whether several rows may share one answer, so that its cost is shown at the first only.
-        stop: asked at every row; True leaves an earlier output as it was.
+        watch: told at every row how many are written; True leaves an earlier output as it was.
 
     Raises:
-        Interrupted: `stop` said so.
+        Interrupted: `watch` said so.
         InputError: the input is not what pass 1 read.
         StorageError: the output cannot be written.
     """
     with View(checkpoint) as view:
-        sink.write(path, columns, files, _until(stop, join(view, files, shared=shared)))
+        sink.write(path, columns, files, _watched(watch, join(view, files, shared=shared)))
     return stamp(path)
 
 
@@ -87,9 +87,9 @@ def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[_
         raise InputError(CHANGED, AGAIN) from error
 
 
-def _until(stop: Callable[[], bool], rows: Iterator[_Joined]) -> Iterator[_Joined]:
-    for row in rows:
-        if stop():
+def _watched(watch: Callable[[int], bool], rows: Iterator[_Joined]) -> Iterator[_Joined]:
+    for count, row in enumerate(rows):
+        if watch(count):
             raise Interrupted
         yield row
 

@@ -235,6 +235,14 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     fault_message: str | None = None
 
 
+class Stage(enum.StrEnum):
+    """What a run is doing."""
+
+    READING = "reading the input"
+    SENDING = "sending"
+    WRITING = "writing the output"
+
+
 class Event(msgspec.Struct, frozen=True):
     """One line of the diary: when (seconds since the epoch), what kind, and a sentence."""
 
@@ -244,8 +252,13 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """How a run stands at one moment; what faces show. Money in nano-dollars, times in seconds."""
+    """How a run stands at one moment; what faces show. Money in nano-dollars, times in seconds.
 
+    `rows` counts what was read or written so far in those stages; the rest tells of the sending.
+    """
+
+    stage: Stage
+    rows: int
     total: int
     answered: int
     rejected: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -22,7 +22,7 @@ from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Parked
 from batchrun.lanes.live import LiveLane
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BadRow, ParkReason, Progress, Report, Request
+from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.store.ingest import find_twins, share_with_twins
@@ -71,7 +71,9 @@ class Run:
         self._quota: LocalQuota | None = None
         self._lane: LiveLane | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._start: Kept | None = None
+        self._stage = Stage.READING
+        self._rows = 0
+        self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0)
         self._cut_off = Hidden(0, 0)
         self._beats: deque[tuple[float, int, int]] = deque()
 
@@ -88,27 +90,28 @@ class Run:
         if self._quota is not None:
             self._quota.park(ParkReason.INTERRUPTED, "Interrupted.")
 
-    def progress(self) -> Progress | None:
-        """How the run stands, None before anything is sent."""
-        if self._quota is None or self._lane is None or self._start is None:
-            return None
+    def progress(self) -> Progress:
+        """How the run stands."""
         now = self._clock.monotonic()
         answers, tokens = self._rates(now)
         start, lane, quota = self._start, self._lane, self._quota
-        left = start.pending - lane.answered - lane.rejected
+        answered, rejected = (lane.answered, lane.rejected) if lane else (0, 0)
+        left = start.pending - answered - rejected
         return Progress(
+            stage=self._stage,
+            rows=self._rows,
             total=start.pending + start.answered + start.rejected,
-            answered=start.answered + lane.answered,
-            rejected=start.rejected + lane.rejected,
-            in_flight=quota.in_flight,
-            limit=quota.limit,
+            answered=start.answered + answered,
+            rejected=start.rejected + rejected,
+            in_flight=quota.in_flight if quota else 0,
+            limit=quota.limit if quota else 0,
             answers_per_second=answers,
             tokens_per_second=tokens,
-            throttled=quota.throttled,
-            spent_nano=start.cost_nano + lane.spent_nano,
+            throttled=quota.throttled if quota else 0,
+            spent_nano=start.cost_nano + (lane.spent_nano if lane else 0),
             seconds_left=left / answers if answers > 0 else None,
-            waiting=quota.waiting,
-            wait_seconds=max(0.0, quota.waiting_until - now) if quota.waiting else 0.0,
+            waiting=quota.waiting if quota else "",
+            wait_seconds=max(0.0, quota.waiting_until - now) if quota and quota.waiting else 0.0,
         )
 
     def _rates(self, now: float) -> tuple[float, float]:
@@ -120,6 +123,16 @@ class Run:
         (then, answered, tokens), (_, answered_now, tokens_now) = self._beats[0], self._beats[-1]
         seconds = max(now - then, 1e-3)
         return (answered_now - answered) / seconds, (tokens_now - tokens) / seconds
+
+    def _watching(self, stage: Stage) -> Callable[[int], bool]:
+        """What a long reading or writing tells how far it is, and asks whether to stop."""
+        self._stage, self._rows = stage, 0
+
+        def watch(rows: int) -> bool:
+            self._rows = rows
+            return self.interrupted
+
+        return watch
 
     # --- the walk ----------------------------------------------------------------------------------------------------
 
@@ -146,7 +159,7 @@ class Run:
     async def _with(self, store: Store, files: Sequence[SourceFile]) -> Report:
         try:
             settled = await wanted.settle(
-                store, self._job, files, new_requests=self._options.new_requests, stop=lambda: self.interrupted
+                store, self._job, files, new_requests=self._options.new_requests, watch=self._watching(Stage.READING)
             )
             if self._options.retry_rejected:
                 await store.retry_rejections()
@@ -169,6 +182,7 @@ class Run:
 
     async def _send(self, store: Store, settled: Wanted) -> Parked | None:
         """Send what is pending; returns why it stopped, None when nothing is left to send."""
+        self._stage = Stage.SENDING
         async with Client(self._job.base_url, self._key, self._job.timeouts, self._clock) as client:
             tariff = await self._tariff(client, settled.seen.models)
             keeper = await Keeper.on(store)
@@ -265,7 +279,7 @@ class Run:
             return False
         stamp = await asyncio.to_thread(
             output.write, path, store.path, settled.files, settled.seen.columns,
-            shared=self._job.dedupe, stop=lambda: self.interrupted,
+            shared=self._job.dedupe, watch=self._watching(Stage.WRITING),
         )  # fmt: skip
         if stamp is not None:
             async with store.transaction() as sql:

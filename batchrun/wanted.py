@@ -46,21 +46,23 @@ class Wanted(msgspec.Struct, frozen=True):
 
 
 async def settle(
-    store: Store, job: Job, files: Sequence[SourceFile], *, new_requests: bool, stop: Callable[[], bool]
+    store: Store, job: Job, files: Sequence[SourceFile], *, new_requests: bool, watch: Callable[[int], bool]
 ) -> Wanted:
     """Make the checkpoint want what the input files ask for, and return what that is.
+
+    `watch` is told now and then how many rows have been read; True from it means stop.
 
     Raises:
         InputError: the input cannot be read, or has bad rows and `--skip-bad-rows` was not given.
         GuardError: paid answers would be left unused.
-        Interrupted: `stop` said so.
+        Interrupted: `watch` said so.
     """
     _check_output(job, files)
     before = await stored(store)
     if before is not None and await _unchanged(store, before[0], job, files):
         await _write_job(store, job, before[1])
         return Wanted(files, before[1])
-    return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, stop=stop)
+    return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, watch=watch)
 
 
 async def stored(store: Store) -> tuple[Job, Seen] | None:
@@ -100,7 +102,7 @@ async def _rebuilt(
     before: Job | None,
     *,
     new_requests: bool,
-    stop: Callable[[], bool],
+    watch: Callable[[int], bool],
 ) -> Wanted:
     reader, ingest, notes = Reader(files), Ingest(store), _Notes()
     prompter = Prompter(job.asking)
@@ -108,7 +110,7 @@ async def _rebuilt(
     try:
         for chunk in reader.chunks():
             await ingest.add(notes.take(chunk, prompter))
-            if stop():
+            if watch(notes.rows):
                 raise Interrupted
         notes.check(skip=job.skip_bad_rows)
         seen = Seen(notes.scan.settle(), notes.models)

@@ -10,15 +10,16 @@ from typing import Any
 import msgspec
 
 from batchrun.faces.words import dollars
-from batchrun.records import Progress
+from batchrun.records import Progress, Stage
 
-Poll = Callable[[], Progress | None]
+Poll = Callable[[], Progress]
 
 _BAR_EVERY = 0.25
 _JSON_EVERY = 1.0
 # A wait shorter than this is the pace at work, not news.
 _WORTH_SAYING = 2.0
 
+_LINE = "{desc}"
 _BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {desc}"
 
 
@@ -33,36 +34,36 @@ async def face(kind: str, poll: Poll) -> None:
 async def _show_bar(poll: Poll) -> None:
     from tqdm import tqdm
 
-    bar: Any = None
+    bar: Any = tqdm(bar_format=_LINE, dynamic_ncols=True, file=sys.stderr, mininterval=0)
     try:
         while True:
-            if (progress := poll()) is not None:
-                if bar is None:
-                    bar = tqdm(
-                        total=progress.total, bar_format=_BAR, dynamic_ncols=True, file=sys.stderr, mininterval=0
-                    )
-                bar.n = progress.answered + progress.rejected
-                bar.set_description_str(line(progress), refresh=True)
+            _draw(bar, poll())
             await asyncio.sleep(_BAR_EVERY)
     finally:
-        if bar is not None:
-            if (progress := poll()) is not None:
-                bar.n = progress.answered + progress.rejected
-                bar.set_description_str(line(progress), refresh=True)
-            bar.close()
+        _draw(bar, poll())
+        bar.close()
+
+
+def _draw(bar: Any, progress: Progress) -> None:
+    """Reading and writing are told in a line, sending is a bar."""
+    bar.bar_format = _BAR if progress.stage is Stage.SENDING else _LINE
+    bar.total = progress.total
+    bar.n = progress.answered + progress.rejected
+    bar.set_description_str(line(progress), refresh=True)
 
 
 async def _show_json(poll: Poll) -> None:
     while True:
-        if (progress := poll()) is not None:
-            event = {"event": "progress", **msgspec.to_builtins(progress)}
-            sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
-            sys.stdout.flush()
+        event = {"event": "progress", **msgspec.to_builtins(poll())}
+        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.flush()
         await asyncio.sleep(_JSON_EVERY)
 
 
 def line(progress: Progress) -> str:
-    """Answers and tokens a second, in flight, 429s, spent, time left; or what it waits for."""
+    """Answers and tokens a second, in flight, 429s, spent, time left; or what it waits for, reads or writes."""
+    if progress.stage is not Stage.SENDING:
+        return f"{progress.stage}: {progress.rows:,} rows"
     if progress.waiting and progress.wait_seconds >= _WORTH_SAYING and progress.wait_seconds != float("inf"):
         return f"waiting {progress.wait_seconds:.0f} s: {progress.waiting}"
     parts = [

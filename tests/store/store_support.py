@@ -22,6 +22,9 @@ PROVIDER = "simulated"
 NO_DOUBT = Hidden(0, 0)
 USAGE = Usage(10, 20)
 
+# What a test opened and may have left open when it failed.
+OPENED: list[Store] = []
+
 
 class FakeClock:
     """Time that stands still until it is moved; whoever sleeps moves it."""
@@ -66,7 +69,9 @@ def rejection(asked: Request, fault: Fault = Fault.BAD_REQUEST) -> Rejection:
 
 
 async def opened(path: str | Path, clock: Any = None, *, provider: str = PROVIDER, **options: Any) -> Store:
-    return await Store.open(str(path), clock or FakeClock(), provider=provider, **options)
+    store = await Store.open(str(path), clock or FakeClock(), provider=provider, **options)
+    OPENED.append(store)
+    return store
 
 
 async def closed(store: Store, state: str = "finished") -> None:

@@ -284,15 +284,12 @@ asyncio.run(opened(sys.argv[1]))
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3])
-def test_a_start_killed_in_its_first_moments_raises_no_alarm(moment: int, tmp_path: Path) -> None:
+async def test_a_start_killed_in_its_first_moments_raises_no_alarm(moment: int, tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     words = [sys.executable, "-c", CUT_OFF, str(path), str(moment)]
-    assert subprocess.run(words, cwd=Path(__file__).parent, timeout=60, check=False).returncode == -9
-
-    async def next_start() -> None:
-        await closed(await opened(path))
-
-    asyncio.run(next_start())
+    process = await asyncio.create_subprocess_exec(*words, cwd=Path(__file__).parent)
+    assert await process.wait() == -9
+    await closed(await opened(path))
     assert ask(path, "select state from run order by id desc limit 1") == [("finished",)]
 
 
