@@ -122,6 +122,8 @@ def checked(job: Job) -> Job:
     Raises:
         UsageError: they do not; the message says which.
     """
+    if job.output == job.checkpoint:
+        raise UsageError("The output would be written over the checkpoint.", "Name another output.")
     _check_route(job)
     _check_address(job)
     _check_asking(job.asking)

@@ -281,6 +281,7 @@ class Run:
             output.write, path, store.path, settled.files, settled.seen.columns,
             shared=self._job.dedupe, watch=self._watching(Stage.WRITING),
         )  # fmt: skip
+        self._stage = Stage.SENDING
         if stamp is not None:
             async with store.transaction() as sql:
                 await sql.execute(

@@ -99,8 +99,8 @@ async def share_with_twins(store: Store) -> None:
 
 async def find_twins(store: Store) -> None:
     """Find the rows that will share an answer, for this run."""
-    await store.sql.execute("drop_twins")
-    await store.sql.execute("find_twins")
+    for name in ("drop_twins", "twin_table", "find_twins"):
+        await store.sql.execute(name)
 
 
 def _described(row: BadRow) -> Params:

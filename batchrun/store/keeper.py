@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from batchrun.errors import StorageError
 from batchrun.records import Answer, Event, Rejection, State
 from batchrun.store.bodies import Packer, train
 from batchrun.store.store import Params, Statements, Store
@@ -61,6 +62,7 @@ class Keeper:
         self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._arrived = asyncio.Event()
         self._closing = False
+        self._ended = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
 
     @classmethod
@@ -84,6 +86,8 @@ class Keeper:
         self._put(Event(self._store.clock.now(), kind, detail))
 
     def _put(self, item: Item) -> asyncio.Future[None]:
+        if self._ended:
+            raise StorageError("Nothing more can be kept in this checkpoint.")
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, kept))
         self._arrived.set()
@@ -91,6 +95,12 @@ class Keeper:
 
     async def run(self) -> None:
         """Commit what arrives until `close`, and then the rest."""
+        try:
+            await self._commit_until_closed()
+        finally:
+            self._ended = True
+
+    async def _commit_until_closed(self) -> None:
         clock, last = self._store.clock, float("-inf")
         while not self._closing or self._waiting:
             await self._arrived.wait()

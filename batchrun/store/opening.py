@@ -25,6 +25,11 @@ _WAL_HEADER = 32
 _PATIENCE_MS, _FOLD_PATIENCE_MS = 30_000, 500
 
 
+def is_new(checkpoint: str) -> bool:
+    """Whether there is no checkpoint yet. Ask before SQLite opens the file."""
+    return not Path(checkpoint).exists()
+
+
 def wal_has_frames(checkpoint: str) -> bool:
     """Whether the `-wal` beside the checkpoint holds anything. Ask before SQLite opens the file."""
     try:

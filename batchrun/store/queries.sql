@@ -276,9 +276,13 @@ update tally set rows = coalesce((select count(*) from request where request.sta
 -- Twins are found anew at each start.
 drop table if exists temp.twin;
 
+-- name: twin_table
+-- Rows that take another's outcome, to be looked up by row.
+create temp table twin(row integer primary key, leader integer not null);
+
 -- name: find_twins
--- Rows that ask for the same as an earlier one, or as one that is answered: they take its outcome.
-create temp table twin as
+-- Rows that ask for the same as an earlier one, or as one that is answered.
+insert into temp.twin(row, leader)
 select row, leader from (
   select row, state, first_value(row) over (partition by digest order by state in (2, 4) desc, row) as leader
   from request)

@@ -142,6 +142,8 @@ class Store:
     async def _opened(
         cls, path: str, clock: Clock, lock: Lock, told: int | None, provider: str, accept_loss: bool
     ) -> Store:
+        if opening.is_new(path):
+            told = None  # what the lock file tells is of a checkpoint that was taken away
         had_wal = opening.wal_has_frames(path)
         connection = await opening.connect(path)
         store = cls(path, connection, lock, clock)
