@@ -163,6 +163,8 @@ def _check_limits(limits: Limits) -> None:
             raise UsageError(f"--{name} must be more than 0.")
     if limits.max_cost_nano is not None and limits.max_cost_nano <= 0:
         raise UsageError("--max-cost must be more than 0.")
+    if not limits.overload_patience > 0:
+        raise UsageError("--overload-patience must be more than 0 seconds.")
     allowed_rejections(limits.max_rejected, 100)
 
 

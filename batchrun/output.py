@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,11 +81,10 @@ def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[_
     """Every input row beside how it ended, in input order, streamed."""
     unchanged(files)
     rows = (row for chunk in Reader(files).chunks() for row in chunk)
-    try:
-        for row, outcome in zip(rows, view.outcomes(once=shared), strict=True):
-            yield row, cells(outcome)
-    except ValueError as error:
-        raise InputError(CHANGED, AGAIN) from error
+    for row, outcome in zip_longest(rows, view.outcomes(once=shared)):
+        if row is None or outcome is None:
+            raise InputError(CHANGED, AGAIN)
+        yield row, cells(outcome)
 
 
 def _watched(watch: Callable[[int], bool], rows: Iterator[_Joined]) -> Iterator[_Joined]:

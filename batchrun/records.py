@@ -207,6 +207,18 @@ class Rejection(msgspec.Struct, frozen=True, gc=False):
     attempts: int
 
 
+class Doubt(msgspec.Struct, frozen=True):
+    """Money that may have been spent without showing: a call that brought no readable reply, or one that told no usage.
+
+    Attributes:
+        nano: nano-dollars at most.
+        calls: calls that may be paid twice, 0 when the answer itself is kept.
+    """
+
+    nano: int
+    calls: int = 1
+
+
 class Price(msgspec.Struct, frozen=True):
     """Nano-dollars a token (= US dollars per 1,000,000,000 tokens), rounded up; cached input is `input` when None."""
 

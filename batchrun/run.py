@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
@@ -22,7 +23,7 @@ from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Parked
 from batchrun.lanes.live import LiveLane
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage
+from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage, Usage
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.store.ingest import find_twins, share_with_twins
@@ -67,6 +68,8 @@ class Run:
         self._began = self._clock.monotonic()
         self.interrupted = False
         self._stop_code = INTERRUPTED
+        self._cut_short = False
+        self._going: asyncio.Task[Any] | None = None
         self._failure: BatchrunError | None = None
         self._quota: LocalQuota | None = None
         self._lane: LiveLane | None = None
@@ -82,10 +85,13 @@ class Run:
     def interrupt(self, exit_code: int = INTERRUPTED) -> None:
         """Stop softly: nothing new starts, calls in flight finish and are kept. A second time: end at once."""
         self._stop_code = exit_code
-        if self.interrupted and self._sending is not None:
+        if self.interrupted and not self._cut_short:
+            self._cut_short = True
             if self._quota is not None:
                 self._cut_off = Hidden(self._quota.in_flight, self._quota.reserved)
-            self._sending.cancel()
+            task = self._sending or self._going
+            if task is not None:
+                task.cancel()
         self.interrupted = True
         if self._quota is not None:
             self._quota.park(ParkReason.INTERRUPTED, "Interrupted.")
@@ -100,7 +106,7 @@ class Run:
         return Progress(
             stage=self._stage,
             rows=self._rows,
-            total=start.pending + start.answered + start.rejected,
+            total=self._total(),
             answered=start.answered + answered,
             rejected=start.rejected + rejected,
             in_flight=quota.in_flight if quota else 0,
@@ -113,6 +119,9 @@ class Run:
             waiting=quota.waiting if quota else "",
             wait_seconds=max(0.0, quota.waiting_until - now) if quota and quota.waiting else 0.0,
         )
+
+    def _total(self) -> int:
+        return self._start.pending + self._start.answered + self._start.rejected
 
     def _rates(self, now: float) -> tuple[float, float]:
         """Answers and tokens a second over the last ten seconds."""
@@ -142,6 +151,7 @@ class Run:
         Raises:
             BatchrunError: something it cannot go on from; everything counted so far is kept.
         """
+        self._going = asyncio.current_task()
         files = discover(self._job.inputs)
         store = await Store.open(
             self._job.checkpoint,
@@ -171,7 +181,10 @@ class Run:
             if self._job.dedupe:
                 await share_with_twins(store)
             return await self._close(store, settled, parked)
-        except Interrupted:
+        except (Interrupted, asyncio.CancelledError):
+            if not self.interrupted or self._going is None:
+                raise
+            self._going.uncancel()
             return await self._close(store, None, Parked(ParkReason.INTERRUPTED, "Interrupted."))
         except BatchrunError as error:
             # Not so when it comes as a group, from the middle of sending: then the run stays open in the checkpoint,
@@ -190,10 +203,12 @@ class Run:
                 self._job.limits,
                 self._clock,
                 tariff,
-                spent=(await store.kept()).cost_nano + (await store.hidden()).nano,
+                spent=await self._spent(store, tariff),
                 raise_marks=store.raise_marks,
                 note=keeper.note,
                 learned=await _learned(store),
+                rejected=self._start.rejected,
+                allowed=allowed_rejections(self._job.limits.max_rejected, self._total()),
             )
             lane = self._lane = LiveLane(
                 client, quota, keeper.keep, self._clock, tariff,
@@ -206,6 +221,7 @@ class Run:
                 self._sending = group.create_task(self._drive(lane, store, settled.files))
                 await asyncio.wait({self._sending})
                 keeper.close()
+            self._sending = None
         if self._failure is not None:
             raise self._failure
         if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
@@ -249,8 +265,28 @@ class Run:
             _check_bounds(tariff, models)
         return tariff
 
+    async def _spent(self, store: Store, tariff: Tariff) -> int:
+        """Nano-dollars that count against --max-cost: all that was ever paid or may have been.
+
+        Raises:
+            UsageError: earlier answers came without a price, and none is known now.
+        """
+        spent = (await store.kept()).cost_nano + (await store.hidden()).nano
+        if self._job.limits.max_cost_nano is None:
+            return spent
+        for model, prompt, completion in await store.unpriced():
+            cost = tariff.cost(model.removeprefix("simulated/"), Usage(prompt, completion))
+            if cost is None:
+                raise UsageError(
+                    f"Earlier answers of {model} were paid at a price nobody knows, so --max-cost could not be kept.",
+                    f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
+                )
+            spent += cost
+        return spent
+
     async def _close(self, store: Store, settled: Wanted | None, parked: Parked | None) -> Report:
         """Write the output when the job is done, write down how the run ended, and say so."""
+        self._going = None  # from here on it ends by itself
         kept = await store.kept()
         written = False
         if settled is not None and kept.pending == 0:

@@ -57,7 +57,8 @@ async def settle(
         GuardError: paid answers would be left unused.
         Interrupted: `watch` said so.
     """
-    _check_output(job, files)
+    if job.output is not None:
+        check_place(job.output, job.inputs, files)
     before = await stored(store)
     if before is not None and await _unchanged(store, before[0], job, files):
         await _write_job(store, job, before[1])
@@ -73,15 +74,14 @@ async def stored(store: Store) -> tuple[Job, Seen] | None:
     return msgspec.json.decode(row[1], type=Job), msgspec.json.decode(row[2], type=Seen)
 
 
-def _check_output(job: Job, files: Sequence[SourceFile]) -> None:
-    if job.output is None:
-        return
-    check_output(job.output)
-    folder = str(Path(job.output).parent)
+def check_place(output: str, inputs: Sequence[str], files: Sequence[SourceFile]) -> None:
+    """Raise `UsageError` when the output cannot be written there, or the next run would take it for input."""
+    check_output(output)
+    real = os.path.realpath(output)
     if (
-        any(os.path.realpath(file.path) == os.path.realpath(job.output) for file in files)
-        or folder in job.inputs
-        or any(fnmatch.fnmatch(job.output, typed) for typed in job.inputs)
+        any(os.path.realpath(file.path) == real for file in files)
+        or any(os.path.realpath(typed) == str(Path(real).parent) for typed in inputs)
+        or any(fnmatch.fnmatch(output, typed) for typed in inputs)
     ):
         raise UsageError("The output lies among the input files.", "Write it to another folder.")
 
@@ -118,6 +118,7 @@ async def _rebuilt(
             change = await ingest.replace(sql)
             if before is not None and before.asking != job.asking and change.unused > 0 and not new_requests:
                 raise _guard(before.asking, job.asking, change)
+            await sql.execute("outdate_written")  # other columns may have changed that no digest shows
             sources = zip(files, reader.rows_per_file, strict=True)
             await write_sources(sql, [(file.path, file.size, file.mtime_ns, rows) for file, rows in sources])
             await _write_job_in(sql, job, seen)
@@ -134,7 +135,7 @@ class _Notes:
         self.models: dict[str, bool] = {}
         self.rows = 0
         self.bad = 0
-        self.problems: list[str] = []
+        self.problems: list[tuple[str, str]] = []
 
     def take(self, chunk: Sequence[Row], prompter: Prompter) -> list[Request | BadRow]:
         self.scan.see(chunk)
@@ -144,7 +145,7 @@ class _Notes:
             if isinstance(request, BadRow):
                 self.bad += 1
                 if len(self.problems) < PROBLEMS_SHOWN:
-                    self.problems.append(f"{request.where}: {request.message}")
+                    self.problems.append((request.where, request.message))
             else:
                 self.models[request.model] = self.models.get(request.model, False) or request.max_tokens is None
         return made
@@ -153,12 +154,20 @@ class _Notes:
         if self.rows == 0:
             raise InputError("The input has no rows.", "Check the path.")
         if self.bad and not skip:
-            more = f" (the first {len(self.problems)} are shown)" if self.bad > len(self.problems) else ""
+            shown = self._shown()
+            more = f" (the first {len(shown)} are shown)" if self.bad > len(shown) > 1 else ""
             raise InputError(
                 f"{self.bad} of {self.rows} rows cannot be sent{more}. Nothing was sent.",
                 "Mend them, or use --skip-bad-rows to have them in the output as rejected.",
-                self.problems,
+                shown,
             )
+
+    def _shown(self) -> list[str]:
+        """The first problems; one line when they are all the same."""
+        lines = [f"{where}: {message}" for where, message in self.problems]
+        if len(lines) == PROBLEMS_SHOWN and len({message for _, message in self.problems}) == 1:
+            return [f"{lines[0]} (and so on: the first {PROBLEMS_SHOWN} bad rows all say this)"]
+        return lines
 
 
 async def _write_job(store: Store, job: Job, seen: Seen) -> None:

@@ -167,6 +167,23 @@ def test_progress_json_prints_one_object_a_line_and_the_report_last(cli: Cli, tm
     assert {event["event"] for event in events[:-1]} <= {"progress"}
 
 
+def test_one_input_has_one_checkpoint_however_it_is_typed(cli: Cli, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(5))
+    for typed in ("in.jsonl", "./in.jsonl", str(tmp_path / "in.jsonl")):
+        code, _, _ = cli("run", typed, "-m", MODEL, "--simulate", "--concurrency", "4", "--script", script(tmp_path))
+        assert code == 0
+    assert len(list((tmp_path / "checkpoints").glob("*.db"))) == 1
+
+
+def test_an_export_among_the_inputs_is_refused(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_prompts(tmp_path / "in" / "a.jsonl", range(3))
+    cli("run", "in", "-m", MODEL, "--simulate", "--concurrency", "4", "--script", script(tmp_path))
+    code, _, err = cli("export", "-o", "in/answers.jsonl")
+    assert code == 2
+    assert "among the input files" in err
+
+
 def test_preview_shows_the_exact_bodies_and_sends_nothing(cli: Cli, tmp_path: Path) -> None:
     write_prompts(tmp_path / "in.jsonl", range(5))
     code, out, _ = cli("preview", "in.jsonl", "-m", MODEL, "--system", "Be brief.", "--param", "top_p=0.9", "-n", "2")
@@ -202,6 +219,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "--script", "none.toml"), "The simulator did not start"),
     (("run", "question.jsonl", "-m", MODEL, "--simulate"), "the columns are: id, question"),
     (("run", "in.jsonl", "--simulate"), "names no model"),
+    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--max-cost", "nan"), "--max-cost is not a number"),
+    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--overload-patience", "0"), "--overload-patience must be"),
     (("status",), "There is no checkpoint"),
     (("status", "none.db"), "There is no checkpoint"),
     (("resume",), "There is no checkpoint"),
@@ -303,6 +322,28 @@ async def test_a_signal_drains_and_a_second_start_is_refused_meanwhile(
         await third.communicate()
         assert third.returncode == 0
         assert paid_for(simulator.account.charges) == {content(prompt(n)): 1 for n in range(50)}
+
+
+async def test_a_run_whose_reader_is_gone_still_stops_when_told(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(50))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        simulator.hold()
+        reading, writing = os.pipe()
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "batchrun", "run", "in.jsonl", "-m", MODEL, "--base-url", simulator.url,
+            "--concurrency", "4", "--progress", "json",
+            cwd=tmp_path, env={**os.environ, "TOGETHER_API_KEY": "any"}, stdout=writing, stderr=writing,
+        )  # fmt: skip
+        os.close(writing)
+        os.close(reading)
+        await simulator.requested(4)
+        running.terminate()
+        simulator.release()
+        assert await running.wait() == 143
+        assert len(simulator.account.charges) == 4
+        again = await process(tmp_path, "status", "--json")
+        out, _ = await again.communicate()
+        assert (json.loads(out)["answered"], json.loads(out)["state"]) == (4, "parked")
 
 
 async def test_neither_key_nor_prompt_is_in_any_file_or_line(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from support import MakeJob, content, paid_for, prompt, start, write_prompts
 from batchrun import door
 from batchrun.clock import RealClock
 from batchrun.errors import StorageError, UsageError
-from batchrun.job import Asking
-from batchrun.records import ParkReason, Price
+from batchrun.job import Asking, Limits
+from batchrun.lanes.quota import LocalQuota
+from batchrun.records import Endpoint, ParkReason, Price, Request
 from batchrun.rules import money
 from batchrun.run import Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
@@ -255,3 +256,123 @@ async def test_the_bill_never_exceeds_the_budget_in_300_more_stories(
     seed: int, tmp_path: Path, make_job: MakeJob
 ) -> None:
     await budget_story(seed, tmp_path, make_job)
+
+
+async def test_a_third_interrupt_takes_nothing_from_the_bound(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(100))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        job = make_job(simulator.url, source, limits={"concurrency": 8})
+        simulator.hold()
+        run = Run(job, "any-key")
+        running = asyncio.create_task(run.go())
+        await simulator.requested(8)
+        run.interrupt()
+        run.interrupt()
+        await asyncio.sleep(0)
+        run.interrupt()
+        report = await running
+        run.interrupt()
+        assert (report.exit_code, report.maybe_twice) == (130, 8)
+        with View(job.checkpoint) as view:
+            assert view.hidden().calls == 8
+
+
+async def test_interrupts_before_anything_is_sent_end_at_once(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(10))
+    asked = asyncio.Event()
+
+    async def never_answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(never_answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    run = Run(make_job(f"http://127.0.0.1:{port}", source), "any-key")
+    running = asyncio.create_task(run.go())
+    await asked.wait()
+    run.interrupt()
+    run.interrupt()
+    report = await running
+    assert (report.exit_code, report.pending, report.maybe_twice) == (130, 10, 0)
+    server.close()
+
+
+async def test_an_interrupt_weighs_more_than_the_park_it_meets(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(100))
+    async with Simulator(Settings(latency=0.0, faults=(Fault(FaultKind.CREDITS_END, after=0),))) as simulator:
+        run = Run(make_job(simulator.url, source, limits={"concurrency": 1}), "any-key")
+        running = asyncio.create_task(run.go())
+        await simulator.requested(1)
+        run.interrupt()
+        assert (await running).exit_code == 130
+
+
+async def test_all_slots_fill_without_waiting_for_an_answer(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(600))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        simulator.hold()
+        running = asyncio.create_task(start(make_job(simulator.url, source, limits={"concurrency": 512})))
+        await simulator.requested(512)
+        simulator.release()
+        assert (await running).answered == 600
+
+
+async def test_sorted_rows_that_are_rejected_first_can_be_allowed(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(300))
+    poison = Fault(FaultKind.STATUS, status=400, after=0, count=60)
+    async with Simulator(Settings(latency=0.0, faults=(poison,))) as simulator:
+        job = make_job(simulator.url, source, limits={"concurrency": 1})
+        assert (await start(job)).parked is ParkReason.HOPELESS
+        simulator.play([poison])
+        allowing = msgspec.structs.replace(job, limits=msgspec.structs.replace(job.limits, max_rejected="25%"))
+        report = await start(allowing)
+        assert (report.exit_code, report.answered, report.rejected) == (0, 240, 60)
+
+
+async def test_earlier_answers_without_a_price_count_against_a_budget(
+    tmp_path: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(50))
+
+    async def no_list(_client: object) -> None:
+        return None
+
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        job = make_job(simulator.url, source)
+        with monkeypatch.context() as patched:
+            patched.setattr("batchrun.api.client.Client.models", no_list)
+            patched.setattr("batchrun.data.tariff", money.Tariff)
+            report = await start(job)
+            assert (report.unpriced, report.spent_nano) == (50, 0)
+            write_prompts(source, range(60))
+            limits = msgspec.structs.replace(job.limits, max_cost_nano=simulator.account.spent)
+            with pytest.raises(UsageError, match="price"):
+                await start(msgspec.structs.replace(job, limits=limits))
+        report = await start(msgspec.structs.replace(job, limits=limits))
+        assert (report.exit_code, report.parked, report.answered_now) == (6, ParkReason.BUDGET, 0)
+
+
+async def test_the_mark_of_a_dear_model_is_not_lowered_by_a_cheap_one() -> None:
+    committed: list[tuple[int, int]] = []
+    first_is_slow = asyncio.Event()
+
+    async def raise_marks(calls: int, nano: int) -> None:
+        if not committed:
+            committed.append((calls, nano))
+            await first_is_slow.wait()
+        else:
+            committed.append((calls, nano))
+            first_is_slow.set()
+
+    def request(model: str) -> Request:
+        return Request(0, b"d" * 16, Endpoint.CHAT, model, b"x" * 10, 10, 1)
+
+    tariff = money.Tariff({"dear": Price(1000, 1000), "cheap": Price(1, 1)})
+    quota = LocalQuota(
+        Limits(concurrency=8), RealClock(), tariff, spent=0, raise_marks=raise_marks, note=lambda _kind, _text: None
+    )
+    await asyncio.gather(quota.lease(request("dear")), quota.lease(request("cheap")))
+    assert max(nano for _, nano in committed) >= quota.reserved == 20_020

@@ -65,6 +65,20 @@ async def test_reordered_rows_send_nothing_and_keep_their_answers(source: Path, 
         assert {row["id"]: row["answer"] for row in read_rows(job.output)} == before
 
 
+async def test_an_edited_column_that_is_only_carried_along_reaches_the_output(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"id": f"A{n}", "prompt": prompt(n)}) + "\n" for n in range(20)))
+    async with Simulator(FAST) as simulator:
+        job = make_job(simulator.url, source)
+        await answered(job)
+        source.write_text(source.read_text().replace('"A', '"B'))
+        report = await start(job)
+        assert (report.answered_now, report.written) == (0, True)
+        assert [row["id"] for row in read_rows(tmp_path / "out.jsonl")] == [f"B{n}" for n in range(20)]
+
+
 async def test_one_edited_row_is_sent_and_its_old_answer_waits_for_its_return(source: Path, make_job: MakeJob) -> None:
     async with Simulator(FAST) as simulator:
         job = make_job(simulator.url, source)
@@ -157,10 +171,14 @@ async def test_bad_rows_stop_everything_before_anything_is_sent(tmp_path: Path, 
 
 async def test_only_the_first_twenty_bad_rows_are_shown(tmp_path: Path, make_job: MakeJob) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_text("[]\n" * 5000)
+    source.write_text("[]\n1\n" * 2500)
     with pytest.raises(InputError, match="5000 of 5000 rows") as caught:
         await start(make_job("http://127.0.0.1:9", source))
     assert len(caught.value.problems) == 20
+    source.write_text("[]\n" * 5000)
+    with pytest.raises(InputError, match="5000 of 5000 rows") as caught:
+        await start(make_job("http://127.0.0.1:9", source))
+    assert len(caught.value.problems) == 1
 
 
 async def test_an_output_among_the_inputs_is_refused(tmp_path: Path, make_job: MakeJob) -> None:

@@ -13,7 +13,7 @@ import aiohttp
 from batchrun import door
 from batchrun.api import wire
 from batchrun.clock import Clock
-from batchrun.job import Timeouts
+from batchrun.job import Timeouts, is_loopback
 from batchrun.records import Broken, Reply, Request
 
 USER_AGENT = "batchrun/0.1.0"
@@ -48,6 +48,7 @@ class Client:
             connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
             headers=headers,
+            trust_env=not is_loopback(self._base_url),  # HTTPS_PROXY and its kin
             cookie_jar=aiohttp.DummyCookieJar(),
             max_field_size=LARGEST_HEADER,
             max_line_size=LARGEST_HEADER,

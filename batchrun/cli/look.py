@@ -29,7 +29,7 @@ def preview(inputs: tuple[str, ...], rows: int, **given: Any) -> None:
     from batchrun.files.source import Reader, discover
     from batchrun.records import BadRow
 
-    job = new_job(inputs, {**_NO_OPTIONS, **given, "checkpoint": "none.db"}, os.environ)
+    job = new_job(inputs, {**_NO_OPTIONS, **given, "checkpoint": "none.db"}, {})
     prompter, bad = Prompter(job.asking), 0
     for row in _first(Reader(discover(job.inputs)), rows):
         request = prompter.request(row)
@@ -84,10 +84,9 @@ def export(checkpoint: str | None, output: str) -> None:
     writing. Without CHECKPOINT: the newest in checkpoints/.
     """
     from batchrun import output as writing
-    from batchrun.files.sink import check_output
     from batchrun.files.source import SourceFile
     from batchrun.store.view import View
-    from batchrun.wanted import Seen
+    from batchrun.wanted import Seen, check_place
 
     path = newest_checkpoint(checkpoint)
     with View(path) as view:
@@ -99,9 +98,7 @@ def export(checkpoint: str | None, output: str) -> None:
     if output == "-":
         writing.write_stream(sys.stdout.buffer, path, files, seen.columns, shared=job.dedupe)
         return
-    check_output(output)
-    if any(os.path.realpath(file.path) == os.path.realpath(output) for file in files):
-        raise UsageError("The output is one of the input files.", "Choose another name.")
+    check_place(os.path.abspath(output), job.inputs, files)  # noqa: PTH100 - links not followed
     writing.write(output, path, files, seen.columns, shared=job.dedupe)
     click.echo(f"Wrote {output}", err=True)
 
@@ -125,7 +122,8 @@ def errors(checkpoint: str | None, fault: str | None, show: int, *, retry: bool,
         raise UsageError(f"There is no fault {fault!r}.", "Known: " + ", ".join(Fault))
     path = newest_checkpoint(checkpoint)
     if retry:
-        click.echo(_retried(path, fault), err=True)
+        rows = _retried(path, fault)
+        click.echo(msgspec.json.encode({"rows": rows}) if as_json else _told(rows, path), err=not as_json)
         return
     with View(path) as view:
         rejected = (row for row in view.rejected() if fault is None or row.fault == fault)
@@ -136,13 +134,20 @@ def errors(checkpoint: str | None, fault: str | None, show: int, *, retry: bool,
             click.echo(face.table(rejected, show))
 
 
-def _retried(path: str, fault: str | None) -> str:
+def _told(rows: int, path: str) -> str:
+    from batchrun.faces.words import place
+    from batchrun.faces.words import rows as counted
+
+    if not rows:
+        return "No rejected row could be put back (a bad input line has to be mended in the input)."
+    return f"{counted(rows)} pending again. Send them: batchrun resume {place(path)}"
+
+
+def _retried(path: str, fault: str | None) -> int:
     """Put rows back under the lock, as a run of its own that sends nothing."""
     import asyncio
 
     from batchrun.clock import RealClock
-    from batchrun.faces.words import place
-    from batchrun.faces.words import rows as counted
     from batchrun.store.store import Hidden, Store
     from batchrun.store.view import View
 
@@ -150,14 +155,11 @@ def _retried(path: str, fault: str | None) -> str:
         store = await Store.open(path, RealClock(), provider=provider)
         try:
             rows = await store.retry_rejections(fault)
-            await store.close("finished", None, doubt=Hidden(0, 0))
+            await store.close("parked" if rows else "finished", "rejected rows were put back", doubt=Hidden(0, 0))
         finally:
             await store.release()
         return rows
 
     with View(path) as view:
         stored = view.job()
-    rows = asyncio.run(put_back(stored[0])) if stored is not None else 0
-    if not rows:
-        return "No rejected row could be put back (a bad input line has to be mended in the input)."
-    return f"{counted(rows)} pending again. Send them: batchrun resume {place(path)}"
+    return asyncio.run(put_back(stored[0])) if stored is not None else 0

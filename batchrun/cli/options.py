@@ -18,6 +18,7 @@ import msgspec
 from batchrun.errors import UsageError
 from batchrun.job import Asking, Job, base_url, checked
 from batchrun.records import Endpoint, Price, Route
+from batchrun.rules import money
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +80,7 @@ start_options = _options(
 
 
 def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
-    """`checkpoints/<stem>-<8 hex of the INPUT as typed>.db`, `.sim.db` when simulated.
+    """`checkpoints/<stem>-<8 hex of the INPUT as seen from here>.db`, `.sim.db` when simulated.
 
     Raises:
         UsageError: several inputs, which could be meant in any order and number.
@@ -88,9 +89,16 @@ def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
         raise UsageError(
             "Several inputs need a checkpoint by name.", "Add --checkpoint FILE.db, or put quotes around a glob."
         )
-    stem = Path(inputs[0]).name.split(".")[0].strip("*?[]") or "input"
-    mark = hashlib.blake2b(inputs[0].encode(), digest_size=4).hexdigest()
+    seen = _from_here(inputs[0])
+    stem = Path(seen).name.split(".")[0].strip("*?[]") or "input"
+    mark = hashlib.blake2b(os.fsencode(seen), digest_size=4).hexdigest()
     return str(Path("checkpoints") / f"{stem}-{mark}{'.sim.db' if simulate else '.db'}")
+
+
+def _from_here(typed: str) -> str:
+    """The input as one would type it from this folder: `./x`, `x` and its absolute path are one input."""
+    path, here = _absolute(typed), os.getcwd()  # noqa: PTH109 - text, not a file
+    return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 
 def new_job(inputs: tuple[str, ...], given: Mapping[str, Any], environment: Mapping[str, str]) -> Job:
@@ -103,7 +111,7 @@ def new_job(inputs: tuple[str, ...], given: Mapping[str, Any], environment: Mapp
     checkpoint = given.get("checkpoint") or default_checkpoint(inputs, simulate=simulate)
     job = Job(
         inputs=tuple(_absolute(typed) for typed in inputs),
-        checkpoint=_absolute(checkpoint),
+        checkpoint=os.path.realpath(_absolute(checkpoint)),  # one file, one lock, by whatever link
         asking=_asking(given),
         simulate=simulate,
     )
@@ -119,8 +127,9 @@ def new_job(inputs: tuple[str, ...], given: Mapping[str, Any], environment: Mapp
 def changed(job: Job, given: Mapping[str, Any]) -> Job:
     """The job with what may change at any start: limits, route, money, timeouts, output, prices."""
     said = {name: value for name, value in given.items() if value is not None}
+    _check_finite(said)
     if "max_cost" in said:
-        said["max_cost_nano"] = round(said["max_cost"] * 1_000_000_000)
+        said["max_cost_nano"] = money.nano(said["max_cost"])
     fields: dict[str, Any] = {
         "limits": _replaced(job.limits, said),
         "timeouts": _replaced(
@@ -133,6 +142,12 @@ def changed(job: Job, given: Mapping[str, Any]) -> Job:
     if "route" in said:
         fields["route"] = Route(said["route"])
     return checked(msgspec.structs.replace(job, **fields))
+
+
+def _check_finite(said: Mapping[str, Any]) -> None:
+    for name, value in said.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"--{name.replace('_', '-')} is not a number one can count with.")
 
 
 _S = TypeVar("_S", bound=msgspec.Struct)
@@ -173,8 +188,6 @@ def _prices(words: tuple[str, ...]) -> dict[str, Price]:
 
 
 def _price(word: str) -> tuple[str, Price]:
-    from batchrun.rules import money
-
     model, _, text = word.rpartition("=")
     try:
         usd = [float(part) for part in text.split("/")]
@@ -232,7 +245,7 @@ def newest_checkpoint(typed: str | None) -> str:
         UsageError: there is none.
     """
     if typed is not None:
-        return _absolute(typed)
+        return os.path.realpath(_absolute(typed))
     found = sorted(Path("checkpoints").glob("*.db"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError("There is no checkpoint in checkpoints/.", "Name one, or start one with `batchrun run`.")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from batchrun.run import Run
 
 _GC_EVERY = 50_000
-_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 
 @click.command()
@@ -89,8 +89,9 @@ def _start(job: Job, given: dict[str, Any]) -> None:
     from batchrun.faces import closing
 
     if given["progress"] == "json":
-        click.echo(msgspec.json.encode({"event": "report", **report.to_dict()}))
-    click.echo(closing.summary(report), err=True)
+        with contextlib.suppress(OSError):
+            click.echo(msgspec.json.encode({"event": "report", **report.to_dict()}))
+    _say(closing.summary(report))
     raise click.exceptions.Exit(report.exit_code)
 
 
@@ -100,7 +101,11 @@ def _server(job: Job, given: dict[str, Any]) -> Iterator[tuple[Job, str | None]]
     if not job.simulate:
         from batchrun.api.key import key_for
 
-        yield job, key_for(job, key_in(job, os.environ))
+        key = key_in(job, os.environ)
+        sent = key_for(job, key)
+        if key and not sent:
+            _say(f"The key in {job.key_env} is not sent to {job.provider}; name a variable for it with --key-env.")
+        yield job, sent
         return
     from batchrun.cli.simulated import simulator
 
@@ -129,7 +134,8 @@ async def _attended(run: Run, progress: str) -> Report:
 
     loop = asyncio.get_running_loop()
     for number, code in _SIGNALS.items():
-        loop.add_signal_handler(number, _stop, run, code)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            loop.add_signal_handler(number, _stop, run, code)
     kind = progress if progress != "auto" else "bar" if sys.stderr.isatty() else "none"
     try:
         async with asyncio.TaskGroup() as group:
@@ -143,6 +149,13 @@ async def _attended(run: Run, progress: str) -> Report:
 
 
 def _stop(run: Run, code: int) -> None:
-    if not run.interrupted:
-        click.echo("\nStopping: calls in flight finish and are kept. Once more ends at once.", err=True)
+    first = not run.interrupted
     run.interrupt(code)
+    if first:
+        _say("\nStopping: what is in flight finishes and is kept. Once more ends at once.")
+
+
+def _say(text: str) -> None:
+    """To standard error, if there is still anybody: a run outlives its terminal."""
+    with contextlib.suppress(OSError, ValueError):
+        click.echo(text, err=True)

@@ -53,7 +53,7 @@ def _port(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 def simulate(
     port: int, script: Path | None, state: Path | None, *, as_json: bool, with_parent: bool, **options: float | None
 ) -> None:
-    r"""Serve Together in a box, for trying without a key.
+    """Serve Together in a box, for trying without a key.
 
     It listens on this machine only and answers like Together AI's live endpoints, with made-up text that costs
     nothing, and keeps an account with a ledger of every charge. Credits end,
@@ -73,7 +73,7 @@ def simulate(
 
     Look at the account with GET /_simulator/account, at the charges with GET
     /_simulator/ledger; add credits with POST /_simulator/top-up {"usd": 2.5}.
-    """
+    """  # noqa: D301 - \b is click's mark for a paragraph to leave as it is
     settings = _settings(script, options)
     _run(_serve(settings, state, port, as_json=as_json, with_parent=with_parent))
 

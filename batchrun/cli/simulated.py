@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from batchrun.errors import UsageError
+from batchrun.errors import StorageError, UsageError
 from batchrun.store.lock import Lock
 
 
@@ -22,9 +22,13 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
 
     Raises:
         BusyError: another run holds the checkpoint, and with it the account.
+        StorageError: the checkpoint's folder cannot be made.
         UsageError: it did not start; its own line says why.
     """
-    Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(checkpoint).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"The folder of the checkpoint cannot be made: {error.strerror}.") from error
     lock = Lock(checkpoint)
     lock.take()
     lock.release()

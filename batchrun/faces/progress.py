@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,15 +21,16 @@ _JSON_EVERY = 1.0
 _WORTH_SAYING = 2.0
 
 _LINE = "{desc}"
-_BAR = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {desc}"
+_BAR = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {desc}"
 
 
 async def face(kind: str, poll: Poll) -> None:
-    """Show the run until cancelled: `bar`, `json` or `none`."""
-    if kind == "bar":
-        await _show_bar(poll)
-    elif kind == "json":
-        await _show_json(poll)
+    """Show the run until cancelled: `bar`, `json` or `none`. A face that nobody can see any more goes quietly."""
+    with contextlib.suppress(OSError, ValueError):
+        if kind == "bar":
+            await _show_bar(poll)
+        elif kind == "json":
+            await _show_json(poll)
 
 
 async def _show_bar(poll: Poll) -> None:
@@ -66,19 +68,15 @@ def line(progress: Progress) -> str:
         return f"{progress.stage}: {progress.rows:,} rows"
     if progress.waiting and progress.wait_seconds >= _WORTH_SAYING and progress.wait_seconds != float("inf"):
         return f"waiting {progress.wait_seconds:.0f} s: {progress.waiting}"
-    parts = [
-        f"{progress.answers_per_second:.1f}/s",
-        f"{progress.tokens_per_second:,.0f} tok/s",
-        f"{progress.in_flight} in flight",
-        f"{progress.throttled} 429s",
-        dollars(progress.spent_nano),
-    ]
-    if progress.rejected:
-        parts.append(f"{progress.rejected} rejected")
-    if progress.in_flight == 0:
+    parts = [f"{progress.answers_per_second:.1f}/s"]
+    if progress.in_flight == 0 and progress.answered + progress.rejected < progress.total:
         parts.append("waiting to try again")
     elif progress.seconds_left is not None:
         parts.append(f"{_clock(progress.seconds_left)} left")
+    parts += [f"{progress.in_flight} in flight", dollars(progress.spent_nano), f"{progress.throttled} 429s"]
+    if progress.rejected:
+        parts.append(f"{progress.rejected} rejected")
+    parts.append(f"{progress.tokens_per_second:,.0f} tok/s")
     return ", ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from batchrun.rules.money import usd
 
@@ -20,15 +21,16 @@ def rows(number: int) -> str:
 
 
 def place(path: str) -> str:
-    """A path as short as it can be typed from here."""
+    """A path as short as it can be typed from here, quoted for the shell."""
     relative = os.path.relpath(path)
-    return path if relative.startswith("..") else relative
+    return shlex.quote(path if relative.startswith("..") else relative)
 
 
 def dollars(nano: int) -> str:
     """Nano-dollars as dollars, with as many digits as tell something."""
     amount = usd(nano)
-    return f"${amount:,.2f}" if amount >= 100 or nano == 0 else f"${amount:,.4f}"  # noqa: PLR2004 - dollars
+    digits = 2 if amount >= 100 or nano == 0 else 4 if amount >= 0.01 else 6  # noqa: PLR2004 - dollars
+    return f"${amount:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:

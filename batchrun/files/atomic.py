@@ -16,6 +16,8 @@ from batchrun.errors import StorageError
 _BUFFER = 1 << 20
 _NAME_LENGTH = 60  # of the target's name in the temporary one: together they must stay below 255 bytes
 
+_LEFT_BEHIND = 3600.0  # seconds without a byte
+
 _KEPT = "All answers are kept in the checkpoint. Make room or choose another place, then run `batchrun export`."
 
 
@@ -46,8 +48,19 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 def _beside(target: str) -> tuple[str, BinaryIO]:
     folder, name = os.path.split(target)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{name[:_NAME_LENGTH]}.", suffix=".tmp")
+    prefix = f".{name[:_NAME_LENGTH]}."
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".tmp")
+    _sweep(folder, prefix, os.fstat(handle).st_mtime)
     return temporary, os.fdopen(handle, "wb", buffering=_BUFFER)
+
+
+def _sweep(folder: str, prefix: str, now: float) -> None:
+    """Remove what a killed process left here; a file that is still being written is younger than that."""
+    for left in Path(folder).iterdir():
+        if left.name.startswith(prefix) and left.suffix == ".tmp":
+            with suppress(OSError):
+                if now - left.stat().st_mtime > _LEFT_BEHIND:
+                    left.unlink()
 
 
 def _settle(file: BinaryIO) -> None:

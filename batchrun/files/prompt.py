@@ -53,7 +53,7 @@ class Prompter:
         except RecursionError:
             return BadRow(row.number, bad_digest(row.raw), row.where, "nested too deeply")
         endpoint = self._asking.endpoint
-        most = body.get("max_tokens") or body.get("max_completion_tokens")
+        most = max((body[name] for name in _LIMITS if body.get(name)), default=None)
         return Request(row.number, digest(endpoint, text), endpoint, body["model"], text, most, body.get("n") or 1)
 
     def _body(self, row: Row, cells: _Body) -> _Body | str:

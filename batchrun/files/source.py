@@ -71,6 +71,10 @@ def _is_input(entry: Path) -> bool:
 
 
 def _found(path: str) -> SourceFile:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The name of {path.encode(errors='replace').decode()} is not UTF-8.", "Rename it.") from None
     if not path.lower().endswith(ENDINGS):
         raise InputError(f"{path} has an ending that is not known.", _KNOWN)
     try:

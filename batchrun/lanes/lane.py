@@ -1,8 +1,7 @@
-"""What a lane is, and what a quota is to it: two of the three protocols of batchrun."""
+"""What a quota is to a lane, and what it hands out."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 import msgspec
@@ -74,12 +73,4 @@ class Quota(Protocol):
 
     def changed(self) -> None:
         """Wake whoever waits."""
-        ...
-
-
-class Lane(Protocol):
-    """A way to get answers."""
-
-    async def run(self, requests: AsyncIterator[Request]) -> None:
-        """Take requests until there are no more or the run is parked; return when each has an outcome or is left."""
         ...

@@ -17,11 +17,23 @@ from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.clock import Clock
 from batchrun.lanes.lane import Lease, Quota
-from batchrun.records import Answer, Broken, Completion, Lane, ParkReason, Refusal, Rejection, Reply, Request, Trouble
+from batchrun.records import (
+    Answer,
+    Broken,
+    Completion,
+    Doubt,
+    Lane,
+    ParkReason,
+    Refusal,
+    Rejection,
+    Reply,
+    Request,
+    Trouble,
+)
 from batchrun.rules import faults, verdicts
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
-from batchrun.store.keeper import Doubt, Item
+from batchrun.store.keeper import Item
 
 # Requests read ahead of the pace, for each model: so many that slots freed together are filled together, and no more
 # bytes than that.
@@ -78,6 +90,7 @@ class WaitingRoom:
             if self._fresh:
                 attempt = self._fresh.popleft()
                 self._ahead -= len(attempt.request.body)
+                self._quota.changed()  # there is room for the next
                 return self._take(attempt)
             if self._closed and not self._again and self._out == 0:
                 return None
@@ -132,7 +145,7 @@ class LiveLane:
         self.spent_nano = 0
 
     async def run(self, requests: AsyncIterator[Request]) -> None:
-        """Send every request; a model that is throttled does not hold up the others."""
+        """Send every request. A throttled model holds the others up only when READ_AHEAD rows of it come in a row."""
         async with asyncio.TaskGroup() as tasks:
             async for request in requests:
                 if self._quota.parked is not None:

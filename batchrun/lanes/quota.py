@@ -36,6 +36,21 @@ _WAITING_FOR = {
     Reason.TOKENS: "tokens a minute",
 }
 
+_WEIGHT = {
+    reason: place
+    for place, reason in enumerate(
+        (
+            ParkReason.INTERRUPTED,
+            ParkReason.CREDITS,
+            ParkReason.KEY,
+            ParkReason.MODEL,
+            ParkReason.HOPELESS,
+            ParkReason.OVERLOAD,
+            ParkReason.BUDGET,
+        )
+    )
+}
+
 RaiseMarks = Callable[[int, int], Awaitable[None]]
 Note = Callable[[str, str], None]
 
@@ -56,6 +71,8 @@ class LocalQuota:
         raise_marks: RaiseMarks,
         note: Note,
         learned: Mapping[str, Learned] | None = None,
+        rejected: int = 0,
+        allowed: int = 0,
     ) -> None:
         self._limits = limits
         self._clock = clock
@@ -69,6 +86,8 @@ class LocalQuota:
         self._learned = learned or {}
         self._paces: dict[str, Pace] = {}
         self._gate = Gate()
+        self._rejected = rejected
+        self._allowed = allowed
         self._shut: credit.Shut | None = None
         self._parked: Parked | None = None
         self._event = asyncio.Event()
@@ -193,7 +212,8 @@ class LocalQuota:
             nano = min(nano, self._limits.max_cost_nano - self._spent)
         nano = max(self._marked_nano, nano)
         await self._raise_marks(calls, nano)
-        self._marked_calls, self._marked_nano = calls, nano
+        # Another model's lease may have raised them meanwhile; marks never sink.
+        self._marked_calls, self._marked_nano = max(self._marked_calls, calls), max(self._marked_nano, nano)
         return True
 
     def _grant(self, pace: Pace, request: Request, bound: int, now: float) -> Lease:
@@ -268,8 +288,9 @@ class LocalQuota:
         return self._shut is not None
 
     def rejected(self, fault: Fault, message: str) -> None:
-        """Nearly every row rejected for one reason: the job is wrong, not the rows."""
-        if self._gate.rejected(fault, message) is not None:
+        """Nearly every row rejected for one reason: the job is wrong, not the rows, unless the user allows so many."""
+        self._rejected += 1
+        if self._gate.rejected(fault, message) is not None and self._rejected > self._allowed:
             self.park(ParkReason.HOPELESS, f"Nearly every row is refused for the same reason: {message}", fault)
 
     def settle(self, lease: Lease, spent: int) -> None:
@@ -280,8 +301,8 @@ class LocalQuota:
         self.changed()
 
     def park(self, reason: ParkReason, message: str, fault: Fault | None = None) -> None:
-        """Let nothing new start; the first reason stays."""
-        if self._parked is None:
+        """Let nothing new start. Of several reasons the one that weighs most stays, as the exit codes are ranked."""
+        if self._parked is None or _WEIGHT[reason] < _WEIGHT[self._parked.reason]:
             self._parked = Parked(reason, message, fault)
             self.changed()
 

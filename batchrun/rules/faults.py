@@ -54,6 +54,9 @@ _OVERLOAD_PHRASES = ("server is overloaded", "engine is overloaded", "engine is 
 
 _SERVER_STATUSES = frozenset({408, 409, 425})
 
+# Somebody on the way stopped waiting; the answer may have been made, and paid for, all the same.
+_TIMED_OUT = frozenset({408, 504, 524})
+
 UNAUTHORIZED = 401
 PAYMENT_REQUIRED = 402
 TOO_MANY_REQUESTS = 429
@@ -65,7 +68,7 @@ def trouble(seen: Refusal | Broken) -> Trouble:
     if isinstance(seen, Broken):
         kind = Fault.GARBLED if seen.garbled else Fault.NETWORK
         return Trouble(kind, None, seen.message, maybe_paid=seen.maybe_paid)
-    return Trouble(_fault(seen), seen.status, seen.message, seen.wait)
+    return Trouble(_fault(seen), seen.status, seen.message, seen.wait, maybe_paid=seen.status in _TIMED_OUT)
 
 
 def _fault(seen: Refusal) -> Fault:

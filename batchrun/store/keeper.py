@@ -12,10 +12,8 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Sequence
 
-import msgspec
-
 from batchrun.errors import StorageError
-from batchrun.records import Answer, Event, Rejection, State
+from batchrun.records import Answer, Doubt, Event, Rejection, State
 from batchrun.store.bodies import Packer, train
 from batchrun.store.store import Params, Statements, Store
 
@@ -27,18 +25,6 @@ LONGEST_GAP = 0.025
 _LATENCIES = 101
 _PULSE_SECONDS = 10
 _PULSE_KEPT = 600
-
-
-class Doubt(msgspec.Struct, frozen=True):
-    """Money that may have been spent without showing: a call that brought no readable reply, or one that told no usage.
-
-    Attributes:
-        nano: nano-dollars at most.
-        calls: calls that may be paid twice, 0 when the answer itself is kept.
-    """
-
-    nano: int
-    calls: int = 1
 
 
 Item = Answer | Rejection | Doubt | Event

@@ -160,6 +160,12 @@ def described(error: sqlite3.Error) -> StorageError:
     text = str(error)
     if "not a database" in text:
         return StorageError("The checkpoint is not a SQLite file, or it is damaged.", "Name another with --checkpoint.")
+    if "malformed" in text:
+        return StorageError(
+            "The checkpoint is damaged.", "Restore a copy of it, with its -wal; what can be read: batchrun export."
+        )
+    if "unable to open" in text:
+        return StorageError("The checkpoint cannot be opened.", "Look at its permissions and those of its folder.")
     if "full" in text:
         return StorageError(
             "The disk is full. Every answer counted so far is kept.", "Free some space, then run the same command."

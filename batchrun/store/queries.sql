@@ -14,8 +14,8 @@ update run set kept = kept + :kept, doubt_calls = doubt_calls + :doubt_calls, do
 where id = :run and token = :token and state = 'open';
 
 -- name: raise_marks
--- The most calls in flight and the most money reserved, committed before either may be used.
-update run set mark_calls = :calls, mark_nano = :nano where id = :run and token = :token and state = 'open';
+-- The most calls in flight and the most money reserved, committed before either may be used; they never sink.
+update run set mark_calls = max(mark_calls, :calls), mark_nano = max(mark_nano, :nano) where id = :run and token = :token and state = 'open';
 
 -- name: close_run
 -- The run ended in good order: its marks no longer count.
@@ -302,6 +302,11 @@ select state, rows from tally;
 -- Money and tokens over everything the checkpoint ever paid.
 select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(prompt_tokens), 0),
        coalesce(sum(completion_tokens), 0), coalesce(sum(cost_nano), 0) from spend;
+
+-- name: unpriced
+-- Tokens that were paid for at a price nobody knew then.
+select name.text, sum(prompt_tokens), sum(completion_tokens) from paid join name on name.id = paid.model
+where cost_nano is null and prompt_tokens is not null group by 1;
 
 -- name: spend_by_model
 -- The same, apart.

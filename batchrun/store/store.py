@@ -205,6 +205,10 @@ class Store:
         spend = await self.sql.one("spend") or (0, 0, 0, 0, 0)
         return Kept(rows.get(0, 0) + rows.get(1, 0), rows.get(2, 0) + rows.get(4, 0), rows.get(3, 0), *spend)
 
+    async def unpriced(self) -> list[tuple[str, int, int]]:
+        """Models that answered at an unknown price, with the tokens of prompts and answers."""
+        return [(model, prompt, completion) for model, prompt, completion in await self.sql.all("unpriced")]
+
     # --- writing -----------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager

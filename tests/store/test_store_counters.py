@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from store_support import FakeClock, answer, ask, closed, keep_all, number, opened, rejection, request, want
 
-from batchrun.records import Fault, Lane, Usage
-from batchrun.store.keeper import Doubt
+from batchrun.records import Doubt, Fault, Lane, Usage
 from batchrun.store.store import Hidden, Store
 from batchrun.store.view import View
 
@@ -70,8 +69,9 @@ class Walk:
             case 1:
                 await store.retry_rejections(dice.choice([None, Fault.SERVER]), this_run=dice.random() < 0.3)
             case 2:
-                self.marks = (dice.randrange(64), dice.randrange(5000))
-                await store.raise_marks(*self.marks)
+                calls, nano = dice.randrange(64), dice.randrange(5000)
+                await store.raise_marks(calls, nano)
+                self.marks = (max(self.marks[0], calls), max(self.marks[1], nano))
             case 3:
                 store = await self.again(store)
             case _:

@@ -14,9 +14,9 @@ from support import MakeJob, content, paid_for, prompt, start, write_prompts
 
 from batchrun import door
 from batchrun.errors import StorageError
-from batchrun.records import Event
+from batchrun.records import Doubt, Event
 from batchrun.simulator import Settings, Simulator
-from batchrun.store.keeper import LONGEST_GAP, SHORTEST_GAP, Doubt, gap
+from batchrun.store.keeper import LONGEST_GAP, SHORTEST_GAP, gap
 from batchrun.store.store import Store
 
 EVERYTHING = ("paid", "body", "rejection", "event", "name", "spend", "pulse", "tally", "request", "run")

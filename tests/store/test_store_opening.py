@@ -171,7 +171,7 @@ async def test_a_damaged_page_is_a_clear_line_for_writer_and_reader(tmp_path: Pa
         file.seek((root - 1) * 4096)
         file.write(b"\xff" * 4096)
     store = await opened(path)
-    with pytest.raises(StorageError, match="malformed"):
+    with pytest.raises(StorageError, match="damaged"):
         _ = [page async for page in store.pending()]
     await closed(store)
     with pytest.raises(StorageError, match="malformed"), View(str(path)) as view:
