@@ -47,6 +47,7 @@ class Keeper:
         self._newest = newest
         self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
         self._arrived = asyncio.Event()
+        self._slice = 0
         self._closing = False
         self._ended = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
@@ -197,7 +198,9 @@ class Keeper:
         tokens = sum(counts["prompt_tokens"] + counts["completion_tokens"] for counts in by_model.values())
         slice_now = now_ms // 1000 // _PULSE_SECONDS
         await sql.execute("count_pulse", ten_s=slice_now, replies=len(answers), tokens=tokens)
-        await sql.execute("trim_pulse", ten_s=slice_now - _PULSE_KEPT)
+        if slice_now != self._slice:
+            self._slice = slice_now
+            await sql.execute("trim_pulse", ten_s=slice_now - _PULSE_KEPT)
 
     async def _learn_dictionary(self) -> None:
         """Train a dictionary, once there are samples, in a thread, while answers go on arriving."""

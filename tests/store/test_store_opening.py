@@ -174,7 +174,7 @@ async def test_a_damaged_page_is_a_clear_line_for_writer_and_reader(tmp_path: Pa
     with pytest.raises(StorageError, match="damaged"):
         _ = [page async for page in store.pending()]
     await closed(store)
-    with pytest.raises(StorageError, match="malformed"), View(str(path)) as view:
+    with pytest.raises(StorageError, match="damaged"), View(str(path)) as view:
         _ = list(view.outcomes())
 
 
