@@ -13,19 +13,17 @@ from typing import Any
 
 import msgspec
 
-from batchrun import data, output, wanted
+from batchrun import output, terms, wanted
 from batchrun.api.client import Client
 from batchrun.clock import Clock, RealClock
-from batchrun.errors import BatchrunError, InputError, Interrupted, StorageError, UsageError, first_of
+from batchrun.errors import BatchrunError, InputError, Interrupted, StorageError, first_of
 from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader, SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Parked
 from batchrun.lanes.live import LiveLane
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage, Usage
-from batchrun.rules.money import Tariff
-from batchrun.rules.pace import Learned
+from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage
 from batchrun.store.ingest import find_twins, share_with_twins
 from batchrun.store.keeper import Keeper
 from batchrun.store.store import Hidden, Kept, Store
@@ -197,18 +195,19 @@ class Run:
         """Send what is pending; returns why it stopped, None when nothing is left to send."""
         self._stage = Stage.SENDING
         async with Client(self._job.base_url, self._key, self._job.timeouts, self._clock) as client:
-            tariff = await self._tariff(client, settled.seen.models)
+            tariff = await terms.tariff(client, self._job, settled.seen.models)
             keeper = await Keeper.on(store)
             quota = self._quota = LocalQuota(
                 self._job.limits,
                 self._clock,
                 tariff,
-                spent=await self._spent(store, tariff),
+                spent=await terms.spent(store, self._job, tariff),
                 raise_marks=store.raise_marks,
                 note=keeper.note,
-                learned=await _learned(store),
+                learned=await terms.learned(store),
                 rejected=self._start.rejected,
                 allowed=allowed_rejections(self._job.limits.max_rejected, self._total()),
+                ceiling=terms.ceiling(self._job.limits.concurrency),
             )
             lane = self._lane = LiveLane(
                 client, quota, keeper.keep, self._clock, tariff,
@@ -248,41 +247,6 @@ class Run:
                 self._quota.park(ParkReason.INTERRUPTED, error.message)
         finally:
             reader.close()
-
-    async def _tariff(self, client: Client, models: Mapping[str, bool]) -> Tariff:
-        """Prices and contexts: the user's word, else the server's list, else the dated table. Checked for --max-cost.
-
-        Raises:
-            UsageError: with --max-cost, a price or a context that is needed is not known.
-        """
-        table = data.tariff()
-        listed = await client.models() or []
-        tariff = Tariff(
-            {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **self._job.prices},
-            {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
-        )
-        if self._job.limits.max_cost_nano is not None:
-            _check_bounds(tariff, models)
-        return tariff
-
-    async def _spent(self, store: Store, tariff: Tariff) -> int:
-        """Nano-dollars that count against --max-cost: all that was ever paid or may have been.
-
-        Raises:
-            UsageError: earlier answers came without a price, and none is known now.
-        """
-        spent = (await store.kept()).cost_nano + (await store.hidden()).nano
-        if self._job.limits.max_cost_nano is None:
-            return spent
-        for model, prompt, completion in await store.unpriced():
-            cost = tariff.cost(model.removeprefix("simulated/"), Usage(prompt, completion))
-            if cost is None:
-                raise UsageError(
-                    f"Earlier answers of {model} were paid at a price nobody knows, so --max-cost could not be kept.",
-                    f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
-                )
-            spent += cost
-        return spent
 
     async def _close(self, store: Store, settled: Wanted | None, parked: Parked | None) -> Report:
         """Write the output when the job is done, write down how the run ended, and say so."""
@@ -369,29 +333,6 @@ def _as_wanted(request: Request | BadRow, digests: Mapping[int, bytes]) -> Reque
     if isinstance(request, BadRow) or request.digest != digests[request.row]:
         raise InputError(output.CHANGED, output.AGAIN)
     return request
-
-
-async def _learned(store: Store) -> dict[str, Learned]:
-    """What the pace of an earlier start found out, by model."""
-    row = await store.sql.one("learned")
-    try:
-        return msgspec.json.decode(row[0], type=dict[str, Learned]) if row else {}
-    except msgspec.DecodeError:
-        return {}
-
-
-def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
-    for model, open_ended in models.items():
-        if model not in tariff.prices:
-            raise UsageError(
-                f"The price of {model} is not known, so --max-cost could not be kept.",
-                f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
-            )
-        if open_ended and model not in tariff.contexts:
-            raise UsageError(
-                f"Rows for {model} name no max_tokens and its context length is not known: a call has no upper bound.",
-                "Name the most tokens an answer may have: --max-tokens N.",
-            )
 
 
 def run(job: Job, key: str | None = None, options: Options | None = None) -> Report:

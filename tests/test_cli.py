@@ -275,6 +275,23 @@ def test_help_fits_in_eighty_columns(cli: Cli, words: tuple[str, ...], monkeypat
     assert "..." not in out.partition("Commands:")[2]
 
 
+async def test_fewer_open_files_lower_the_ceiling_and_refuse_a_concurrency_beyond_it(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(300))
+    limited = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)); runpy.run_module('batchrun')"
+    )
+    async with Simulator(Settings(latency=0.05)) as simulator:
+        words = ("run", "in.jsonl", "-m", MODEL, "--base-url", simulator.url)
+        for more, code in ((("--concurrency", "200"), 2), (("--concurrency", "30"), 0)):
+            ran = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", limited, *words, *more,
+                cwd=tmp_path, env={**os.environ, "TOGETHER_API_KEY": "any"}, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            _, said = await ran.communicate()
+            assert ran.returncode == code, said
+        assert simulator.account.peak_in_flight == 30
+
+
 async def test_status_tells_a_living_run_from_a_killed_one(tmp_path: Path) -> None:
     write_prompts(tmp_path / "in.jsonl", range(50))
     async with Simulator(Settings(latency=0.0)) as simulator:

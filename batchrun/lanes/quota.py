@@ -56,6 +56,8 @@ Note = Callable[[str, str], None]
 
 # 429s with less than so many seconds between them are one episode in the diary.
 EPISODE = 60.0
+# Calls in flight when the user does not say how many: sockets and memory are finite.
+CEILING = 512
 
 
 class LocalQuota:
@@ -73,6 +75,7 @@ class LocalQuota:
         learned: Mapping[str, Learned] | None = None,
         rejected: int = 0,
         allowed: int = 0,
+        ceiling: int = CEILING,
     ) -> None:
         self._limits = limits
         self._clock = clock
@@ -88,6 +91,7 @@ class LocalQuota:
         self._gate = Gate()
         self._rejected = rejected
         self._allowed = allowed
+        self._ceiling = ceiling
         self._shut: credit.Shut | None = None
         self._parked: Parked | None = None
         self._event = asyncio.Event()
@@ -153,7 +157,7 @@ class LocalQuota:
 
     def _pace(self, model: str) -> Pace:
         if model not in self._paces:
-            bounds = Bounds(self._limits.concurrency, self._limits.rpm, self._limits.tpm)
+            bounds = Bounds(self._limits.concurrency, self._limits.rpm, self._limits.tpm, self._ceiling)
             self._paces[model] = Pace(bounds, self._clock.monotonic(), self._learned.get(model))
         return self._paces[model]
 

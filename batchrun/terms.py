@@ -1,0 +1,102 @@
+"""The terms on which a run may send: prices, what is spent already, what the pace has learned, how many sockets."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Mapping
+
+import msgspec
+
+from batchrun import data
+from batchrun.api.client import Client
+from batchrun.errors import UsageError
+from batchrun.job import Job
+from batchrun.lanes.quota import CEILING
+from batchrun.records import Usage
+from batchrun.rules.money import Tariff
+from batchrun.rules.pace import Learned
+from batchrun.store.store import Store
+
+# Open files besides the calls' sockets: the input, the checkpoint, the libraries.
+OTHER_FILES = 64
+
+
+async def tariff(client: Client, job: Job, models: Mapping[str, bool]) -> Tariff:
+    """Prices and contexts: the user's word, else the server's list, else the dated table. Checked for --max-cost.
+
+    Raises:
+        UsageError: with --max-cost, a price or a context that is needed is not known.
+    """
+    table = data.tariff()
+    listed = await client.models() or []
+    known = Tariff(
+        {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **job.prices},
+        {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
+    )
+    if job.limits.max_cost_nano is not None:
+        _check_bounds(known, models)
+    return known
+
+
+def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
+    for model, open_ended in models.items():
+        if model not in tariff.prices:
+            raise UsageError(
+                f"The price of {model} is not known, so --max-cost could not be kept.",
+                f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
+            )
+        if open_ended and model not in tariff.contexts:
+            raise UsageError(
+                f"Rows for {model} name no max_tokens and its context length is not known: a call has no upper bound.",
+                "Name the most tokens an answer may have: --max-tokens N.",
+            )
+
+
+async def spent(store: Store, job: Job, tariff: Tariff) -> int:
+    """Nano-dollars that count against --max-cost: all that was ever paid or may have been.
+
+    Raises:
+        UsageError: earlier answers came without a price, and none is known now.
+    """
+    total = (await store.kept()).cost_nano + (await store.hidden()).nano
+    if job.limits.max_cost_nano is None:
+        return total
+    for model, prompt, completion in await store.unpriced():
+        cost = tariff.cost(model.removeprefix("simulated/"), Usage(prompt, completion))
+        if cost is None:
+            raise UsageError(
+                f"Earlier answers of {model} were paid at a price nobody knows, so --max-cost could not be kept.",
+                f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
+            )
+        total += cost
+    return total
+
+
+async def learned(store: Store) -> dict[str, Learned]:
+    """What the pace of an earlier start found out, by model."""
+    row = await store.sql.one("learned")
+    try:
+        return msgspec.json.decode(row[0], type=dict[str, Learned]) if row else {}
+    except msgspec.DecodeError:
+        return {}
+
+
+def ceiling(concurrency: int | None) -> int:
+    """How many calls may be in flight: as many as the user says or 512, below the limit of open files.
+
+    Raises:
+        UsageError: the user's word needs more open files than this process may have.
+    """
+    most = concurrency or CEILING
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < most + OTHER_FILES:
+        soft = most + OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, most + OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY or soft >= most + OTHER_FILES:
+        return most
+    if concurrency is not None:
+        raise UsageError(
+            f"--concurrency {concurrency} needs more open files than this system allows ({hard}).",
+            f"Use at most --concurrency {max(1, hard - OTHER_FILES)}, or raise the limit (ulimit -n).",
+        )
+    return max(1, soft - OTHER_FILES)
