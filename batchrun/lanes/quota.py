@@ -179,9 +179,8 @@ class LocalQuota:
         return math.inf if self._shut.probing else max(0.0, self._shut.until - now)
 
     def _wait_for_slot(self) -> float:
-        """`--concurrency` holds for all models together."""
-        most = self._limits.concurrency
-        return math.inf if most is not None and self.in_flight >= most else 0.0
+        """`--concurrency`, or the ceiling, holds for all models together."""
+        return math.inf if self.in_flight >= (self._limits.concurrency or self._ceiling) else 0.0
 
     def _wait_for_money(self, bound: int) -> float:
         """Money set aside for calls in flight may come back."""
