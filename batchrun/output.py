@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -64,8 +65,8 @@ def write(
         InputError: the input is not what pass 1 read.
         StorageError: the output cannot be written.
     """
-    with View(checkpoint) as view:
-        sink.write(path, columns, files, _watched(watch, join(view, files, shared=shared)))
+    with View(checkpoint) as view, closing(join(view, files, shared=shared)) as rows:
+        sink.write(path, columns, files, _watched(watch, rows))
     return stamp(path)
 
 
@@ -73,18 +74,23 @@ def write_stream(
     out: BinaryIO, checkpoint: str, files: Sequence[SourceFile], columns: Columns, *, shared: bool
 ) -> None:
     """The same as JSON lines to an open stream, such as standard output."""
-    with View(checkpoint) as view:
-        sink.write_stream(out, columns, join(view, files, shared=shared))
+    with View(checkpoint) as view, closing(join(view, files, shared=shared)) as rows:
+        sink.write_stream(out, columns, rows)
 
 
-def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Iterator[_Joined]:
+def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Generator[_Joined]:
     """Every input row beside how it ended, in input order, streamed."""
     unchanged(files)
-    rows = (row for chunk in Reader(files).chunks() for row in chunk)
-    for row, outcome in zip_longest(rows, view.outcomes(once=shared)):
-        if row is None or outcome is None:
-            raise InputError(CHANGED, AGAIN)
-        yield row, cells(outcome)
+    with closing(_rows(files)) as rows, closing(view.outcomes(once=shared)) as outcomes:
+        for row, outcome in zip_longest(rows, outcomes):
+            if row is None or outcome is None:
+                raise InputError(CHANGED, AGAIN)
+            yield row, cells(outcome)
+
+
+def _rows(files: Sequence[SourceFile]) -> Generator[Row]:
+    for chunk in Reader(files).chunks():
+        yield from chunk
 
 
 def _watched(watch: Callable[[int], bool], rows: Iterator[_Joined]) -> Iterator[_Joined]:

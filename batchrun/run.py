@@ -149,7 +149,6 @@ class Run:
         Raises:
             BatchrunError: something it cannot go on from; everything counted so far is kept.
         """
-        self._going = asyncio.current_task()
         files = discover(self._job.inputs)
         store = await Store.open(
             self._job.checkpoint,
@@ -157,6 +156,7 @@ class Run:
             provider=self._job.provider,
             accept_loss=self._options.accept_loss,
         )
+        self._going = asyncio.current_task()
         try:
             return await self._with(store, files)
         except BaseExceptionGroup as group:
@@ -255,7 +255,10 @@ class Run:
         written = False
         if settled is not None and kept.pending == 0:
             parked = None
-            written = await self._write_output(store, settled)
+            try:
+                written = await self._write_output(store, settled)
+            except Interrupted:
+                parked = Parked(ParkReason.INTERRUPTED, "Interrupted while the output was written.")
         report = await self._report(store, kept, parked, written=written)
         await store.note(*_ending(report))
         learned = self._quota.learned() if self._quota else {}

@@ -81,9 +81,19 @@ def check_place(output: str, inputs: Sequence[str], files: Sequence[SourceFile])
     if (
         any(os.path.realpath(file.path) == real for file in files)
         or any(os.path.realpath(typed) == str(Path(real).parent) for typed in inputs)
-        or any(fnmatch.fnmatch(output, typed) for typed in inputs)
+        or any(_matches(real, typed) for typed in inputs)
     ):
         raise UsageError("The output lies among the input files.", "Write it to another folder.")
+
+
+def _matches(real: str, typed: str) -> bool:
+    """Whether a glob, as it was typed, would find this file."""
+    folder, name = os.path.split(typed)
+    pattern = os.path.join(os.path.realpath(folder), name)  # noqa: PTH118 - no path but a pattern
+    if "**" in pattern:
+        return fnmatch.fnmatch(real, pattern.replace("**/", "*"))
+    parts, wanted = Path(real).parts, Path(pattern).parts
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatch, parts, wanted))
 
 
 async def _unchanged(store: Store, before: Job, job: Job, files: Sequence[SourceFile]) -> bool:

@@ -35,8 +35,11 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["batchrun", *words])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.raises(SystemExit) as left:
             main()
+        for number, handler in before.items():
+            signal.signal(number, handler)  # a run leaves its process deaf to them, and this process lives on
         out, err = capfd.readouterr()
         assert "Traceback" not in err
         assert isinstance(left.value.code, int)
@@ -169,7 +172,8 @@ def test_progress_json_prints_one_object_a_line_and_the_report_last(cli: Cli, tm
 
 def test_one_input_has_one_checkpoint_however_it_is_typed(cli: Cli, tmp_path: Path) -> None:
     write_prompts(tmp_path / "in.jsonl", range(5))
-    for typed in ("in.jsonl", "./in.jsonl", str(tmp_path / "in.jsonl")):
+    (tmp_path / "by-link").symlink_to(tmp_path)
+    for typed in ("in.jsonl", "./in.jsonl", str(tmp_path / "in.jsonl"), str(tmp_path / "by-link" / "in.jsonl")):
         code, _, _ = cli("run", typed, "-m", MODEL, "--simulate", "--concurrency", "4", "--script", script(tmp_path))
         assert code == 0
     assert len(list((tmp_path / "checkpoints").glob("*.db"))) == 1
@@ -361,6 +365,19 @@ async def test_a_run_whose_reader_is_gone_still_stops_when_told(tmp_path: Path) 
         again = await process(tmp_path, "status", "--json")
         out, _ = await again.communicate()
         assert (json.loads(out)["answered"], json.loads(out)["state"]) == (4, "parked")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "2>&- --progress bar", ">&- --progress json"])
+async def test_a_run_without_standard_streams_does_its_work(tmp_path: Path, closed: str) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(20))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        line = (
+            f"{sys.executable} -m batchrun run in.jsonl -m {MODEL} --base-url {simulator.url} --concurrency 4 {closed}"
+        )
+        environment = {**os.environ, "TOGETHER_API_KEY": "any"}
+        running = await asyncio.create_subprocess_shell(line, cwd=tmp_path, env=environment)
+        assert await running.wait() == 0
+        assert len(simulator.account.charges) == 20
 
 
 async def test_neither_key_nor_prompt_is_in_any_file_or_line(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import random
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,8 @@ from batchrun.clock import RealClock
 from batchrun.errors import StorageError, UsageError
 from batchrun.job import Asking, Limits
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import Endpoint, ParkReason, Price, Request
+from batchrun.output import cells
+from batchrun.records import Endpoint, Outcome, ParkReason, Price, Request
 from batchrun.rules import money
 from batchrun.run import Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
@@ -275,6 +277,39 @@ async def test_a_third_interrupt_takes_nothing_from_the_bound(tmp_path: Path, ma
         assert (report.exit_code, report.maybe_twice) == (130, 8)
         with View(job.checkpoint) as view:
             assert view.hidden().calls == 8
+
+
+async def test_an_interrupt_while_the_output_is_written_parks_and_costs_nothing(
+    tmp_path: Path, make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(100))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        job = make_job(simulator.url, source)
+        run = Run(job, "any-key")
+
+        def interrupting(outcome: Outcome) -> dict[str, Any]:
+            run.interrupted = True
+            return cells(outcome)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("batchrun.output.cells", interrupting)
+            report = await run.go()
+        assert (report.exit_code, report.pending, report.maybe_twice, report.written) == (130, 0, 0, False)
+        assert not (tmp_path / "out.jsonl").exists()
+        report = await start(job)
+        assert (report.exit_code, report.maybe_twice, report.written) == (0, 0, True)
+
+
+async def test_interrupts_while_the_checkpoint_is_opened_end_in_good_order(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(10))
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        run = Run(make_job(simulator.url, source), "any-key")
+        running = asyncio.create_task(run.go())
+        await asyncio.sleep(0)
+        run.interrupt()
+        run.interrupt()
+        report = await running
+        assert (report.exit_code, report.maybe_twice, simulator.account.requests) == (130, 0, 0)
 
 
 async def test_interrupts_before_anything_is_sent_end_at_once(tmp_path: Path, make_job: MakeJob) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -13,6 +14,8 @@ from batchrun.cli.look import errors, export, preview, status
 from batchrun.cli.run import resume, run
 from batchrun.cli.simulate import simulate
 from batchrun.errors import BatchrunError, InputError
+
+_STANDARD_ERROR = 2
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -31,6 +34,7 @@ for command in (run, resume, preview, status, export, errors, simulate):
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
+    _fill_standard_streams()
     try:
         code = batchrun.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:
@@ -48,22 +52,30 @@ def main() -> None:
     sys.exit(code or 0)
 
 
+def _fill_standard_streams() -> None:
+    """A closed standard stream leaves its number free, and a database or socket must not be opened under it."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(number)
+
+
 def _show(error: BatchrunError) -> None:
-    for problem in error.problems if isinstance(error, InputError) else ():
-        click.echo(problem, err=True)
-    click.echo(f"Error: {error.message}", err=True)
-    if error.next_step:
-        click.echo(error.next_step, err=True)
+    problems = error.problems if isinstance(error, InputError) else ()
+    _say("\n".join([*problems, f"Error: {error.message}", *([error.next_step] if error.next_step else [])]))
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a full or closed standard error must not change the exit code
+        click.echo(text, err=True)
 
 
 def _internal(error: Exception) -> int:
     """A bug. The message may hold anything, so only its kind and place are shown."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    click.echo(
+    _say(
         f"Internal error: {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}. "  # noqa: PTH119
         "Every answer counted so far is kept.\n"
-        "Run the same command to go on; please report this line.",
-        err=True,
+        "Run the same command to go on; please report this line."
     )
     if os.environ.get("BATCHRUN_TRACEBACK"):
         traceback.print_exception(error)

@@ -97,7 +97,8 @@ def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
 
 def _from_here(typed: str) -> str:
     """The input as one would type it from this folder: `./x`, `x` and its absolute path are one input."""
-    path, here = _absolute(typed), os.getcwd()  # noqa: PTH109 - text, not a file
+    folder, name = os.path.split(_absolute(typed))
+    path, here = os.path.join(os.path.realpath(folder), name), os.path.realpath(os.curdir)  # noqa: PTH118 - may be a glob
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 

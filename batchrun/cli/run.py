@@ -136,7 +136,8 @@ async def _attended(run: Run, progress: str) -> Report:
     for number, code in _SIGNALS.items():
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
             loop.add_signal_handler(number, _stop, run, code)
-    kind = progress if progress != "auto" else "bar" if sys.stderr.isatty() else "none"
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    kind = progress if progress != "auto" else "bar" if terminal else "none"
     try:
         async with asyncio.TaskGroup() as group:
             showing = group.create_task(face(kind, run.progress))
@@ -146,6 +147,15 @@ async def _attended(run: Run, progress: str) -> Report:
                 showing.cancel()
     except BaseExceptionGroup as failed:
         raise first_of(failed) from failed
+    finally:
+        _ignore_signals(loop)
+
+
+def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """All is written down; what is left is the summary, and impatience must not cut that off."""
+    for number in _SIGNALS:
+        if loop.remove_signal_handler(number):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(run: Run, code: int) -> None:

@@ -26,7 +26,7 @@ _BAR = "{percentage:3.0f}%|{bar:12}| {n_fmt}/{total_fmt} {desc}"
 
 async def face(kind: str, poll: Poll) -> None:
     """Show the run until cancelled: `bar`, `json` or `none`. A face that nobody can see any more goes quietly."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(Exception):  # whatever it is: what is only shown must not stop what is paid for
         if kind == "bar":
             await _show_bar(poll)
         elif kind == "json":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -151,7 +151,7 @@ class View:
         """The newest lines of the diary, oldest first."""
         return [Event(at / 1000, kind, detail) for at, kind, detail in self._all("events", count=count)]
 
-    def outcomes(self, *, once: bool = False) -> Iterator[Outcome]:
+    def outcomes(self, *, once: bool = False) -> Generator[Outcome]:
         """How every row ended, in input order, streamed.
 
         Args:
