@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ from support import MODEL, MakeJob
 
 from batchrun import door
 from batchrun.job import Asking, Job, Limits, checked
+
+
+# A shell starts its background jobs deaf to SIGINT, and so would be every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
