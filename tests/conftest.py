@@ -13,7 +13,6 @@ from support import MODEL, MakeJob
 from batchrun import door
 from batchrun.job import Asking, Job, Limits, checked
 
-
 # A shell starts its background jobs deaf to SIGINT, and so would be every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
