@@ -15,10 +15,17 @@ import msgspec
 from batchrun.errors import UsageError
 from batchrun.records import Endpoint, Price, Route
 
+# https://docs.together.ai/docs/inference/batch: 50,000 requests a batch, 1,000 to 10,000 advised; polling faster than
+# every 30 to 60 seconds "will likely cause you to hit rate limits".
+MOST_LINES = 50_000
+ADVISED_LINES = 10_000
+POLL = 30.0
+
 TOGETHER_URL = "https://api.together.ai"
 TOGETHER_HOSTS = frozenset({"api.together.ai", "api.together.xyz"})
 TOGETHER_KEY = "TOGETHER_API_KEY"
 SIMULATED = "simulated"
+TOGETHER = "together"
 
 # How long things may take by default, in seconds. A reply that is not streamed sends its first byte when the whole
 # text is written: 64,000 tokens at 20 a second are 53 minutes, so the first byte may take an hour.
@@ -50,7 +57,7 @@ class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The user's word on speed and money; None: not said."""
+    """The user's word on speed, money and time (`deadline`: seconds since the epoch); None: not said."""
 
     concurrency: int | None = None
     rpm: float | None = None
@@ -59,6 +66,27 @@ class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
     overload_patience: float = OVERLOAD_PATIENCE
     wait_for_credits: bool = False
     max_rejected: str | None = None
+    deadline: float | None = None
+
+
+class Batching(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How batches are made and waited for; times in seconds.
+
+    Attributes:
+        lines: requests in a batch at most.
+        at_once: batches at the provider at most.
+        poll: between two looks at the list, doubled at random, more for old batches.
+        grace: until a job that does not show in the list counts as never created.
+        patience: until a batch is taken back.
+        delete_remote: whether files are removed from the provider when a batch is collected.
+    """
+
+    lines: int = ADVISED_LINES
+    at_once: int = 50
+    poll: float = POLL
+    grace: float = 600.0
+    patience: float = 72 * 3600.0
+    delete_remote: bool = False
 
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -78,6 +106,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
     prices: Mapping[str, Price] = {}
+    batching: Batching = Batching()
+    discounts: Mapping[str, float] = {}
 
     @property
     def provider(self) -> str:
@@ -102,7 +132,7 @@ def base_url(typed: str) -> str:
 def provider(url: str) -> str:
     """`together` for both of Together's hosts, else the host without its port."""
     host = urlsplit(url).hostname or ""
-    return "together" if host in TOGETHER_HOSTS else host
+    return TOGETHER if host in TOGETHER_HOSTS else host
 
 
 def is_loopback(url: str) -> bool:
@@ -125,6 +155,7 @@ def checked(job: Job) -> Job:
     if job.output == job.checkpoint:
         raise UsageError("The output would be written over the checkpoint.", "Name another output.")
     _check_route(job)
+    _check_batching(job)
     _check_address(job)
     _check_asking(job.asking)
     _check_limits(job.limits)
@@ -135,8 +166,23 @@ def checked(job: Job) -> Job:
 
 
 def _check_route(job: Job) -> None:
-    if job.route is Route.BATCH:
-        raise UsageError("--route batch is not available in this version.", "Use --route live, or leave --route out.")
+    if job.route is Route.BATCH and job.asking.endpoint is Endpoint.COMPLETIONS:
+        raise UsageError("The Batch API takes chat requests only.", "Use --route live or auto for completions.")
+
+
+def _check_batching(job: Job) -> None:
+    said = job.batching
+    if not 1 <= said.lines <= MOST_LINES:
+        raise UsageError(f"--batch-lines takes 1 to {MOST_LINES:,}: a batch holds no more.")
+    if said.at_once < 1:
+        raise UsageError("--batch-jobs must be at least 1.")
+    if not said.poll > 0 or (said.poll < POLL and not (job.simulate or is_loopback(job.base_url))):
+        raise UsageError(f"--batch-poll must be at least {POLL:.0f} seconds: looking more often runs into rate limits.")
+    if not said.grace > 0 or not said.patience > 0:
+        raise UsageError("--batch-grace and --batch-patience must be more than 0 seconds.")
+    for model, factor in job.discounts.items():
+        if not 0 < factor <= 1:
+            raise UsageError(f"--batch-discount {model}: the factor must be above 0 and at most 1, such as 0.5.")
 
 
 def _check_address(job: Job) -> None:

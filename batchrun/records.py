@@ -69,6 +69,8 @@ class ParkReason(enum.StrEnum):
     BUDGET = "budget"
     MODEL = "model"
     HOPELESS = "hopeless"
+    DEADLINE = "deadline"
+    REMOTE = "remote"
     INTERRUPTED = "interrupted"
 
 
@@ -140,7 +142,7 @@ class Refusal(msgspec.Struct, frozen=True, gc=False):
     """A reply that is no answer, read but not yet judged.
 
     Attributes:
-        status: the HTTP status.
+        status: the HTTP status, 0 when a batch's error line names none.
         kind: the error's type, lower case, "" when there is none.
         code: the error's code, lower case, "" when there is none.
         message: the server's sentence, already redacted.
@@ -167,6 +169,45 @@ class Completion(msgspec.Struct, frozen=True, gc=False):
     fault: Fault | None
 
 
+class RemoteFile(msgspec.Struct, frozen=True):
+    """A file at the provider; `size` in bytes, None when it does not say."""
+
+    id: str
+    name: str
+    size: int | None
+
+
+class RemoteJob(msgspec.Struct, frozen=True):
+    """A batch job as the provider tells of it.
+
+    Attributes:
+        id: the provider's id.
+        input_file_id: the file it works on.
+        status: the provider's word, upper case; words nobody has seen yet are possible.
+        progress: percent, None when it does not say; there are no counts.
+        output_file_id: where the answers are, if anywhere.
+        error_file_id: where the failed lines are, if anywhere.
+        error: what the provider says went wrong with the whole job, "" when nothing.
+        created: seconds since the epoch, None when it does not say.
+    """
+
+    id: str
+    input_file_id: str
+    status: str
+    progress: float | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    error: str = ""
+    created: float | None = None
+
+
+class ResultLine(msgspec.Struct, frozen=True, gc=False):
+    """One line of a batch's output or error file: whose it is, and what it says."""
+
+    custom_id: str
+    outcome: Completion | Refusal | Broken
+
+
 class Trouble(msgspec.Struct, frozen=True, gc=False):
     """A call that brought no answer, judged: which fault, what the server said, and when it lets us try again.
 
@@ -186,9 +227,24 @@ class Trouble(msgspec.Struct, frozen=True, gc=False):
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """A paid reply to keep: whose it is, what it cost (nano-dollars, None when unknown) and how it came."""
+    """A paid reply to keep: whose it is, what it cost and how it came.
 
-    request: Request
+    Attributes:
+        row: the row that asked, None when it came by a batch, whose lines know no rows.
+        digest: what was asked.
+        asked: the model that was asked for.
+        size: bytes of the body that asked.
+        completion: the reply.
+        lane: by which way.
+        cost_nano: nano-dollars, None when unknown.
+        latency_ms: from the sending, or the creation of the batch, to the reply.
+        attempts: how often the row was sent, this time included.
+    """
+
+    row: int | None
+    digest: bytes
+    asked: str
+    size: int
     completion: Completion
     lane: Lane
     cost_nano: int | None
@@ -263,6 +319,30 @@ class Event(msgspec.Struct, frozen=True):
     detail: str
 
 
+class BatchStanding(msgspec.Struct, frozen=True):
+    """A batch that is not over, as people want to see it.
+
+    Attributes:
+        number: ours, from 1.
+        model: the model asked for.
+        lines: requests in it.
+        state: the provider's word once there is a job, else ours.
+        progress: percent, None when the provider does not say.
+        age: seconds since it was created.
+        job: the provider's id, None before there is one.
+        worry: what is odd about it, "" when nothing is.
+    """
+
+    number: int
+    model: str
+    lines: int
+    state: str
+    progress: float | None
+    age: float
+    job: str | None
+    worry: str
+
+
 class Progress(msgspec.Struct, frozen=True):
     """How a run stands at one moment; what faces show. Money in nano-dollars, times in seconds.
 
@@ -283,6 +363,7 @@ class Progress(msgspec.Struct, frozen=True):
     seconds_left: float | None
     waiting: str
     wait_seconds: float
+    batches: tuple[BatchStanding, ...] = ()
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -309,6 +390,8 @@ class Report(msgspec.Struct, frozen=True):
     output: str | None
     written: bool
     rejections: Mapping[str, int]
+    submitted: int = 0
+    batches: tuple[BatchStanding, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

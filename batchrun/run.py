@@ -1,4 +1,4 @@
-"""The shell of a run: pass 1, the lane, the keeper and the sink, put together and taken apart in order.
+"""The shell of a run: pass 1, the sending and the sink, put together and taken apart in order.
 
 It decides nothing about requests and shows nothing: faces read the `Progress` it hands out.
 """
@@ -8,24 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from batchrun import output, terms, wanted
-from batchrun.api.client import Client
+from batchrun import output, wanted
 from batchrun.clock import Clock, RealClock
-from batchrun.errors import BatchrunError, InputError, Interrupted, StorageError, first_of
-from batchrun.files.prompt import Prompter
-from batchrun.files.source import Reader, SourceFile, discover
+from batchrun.errors import BatchrunError, Interrupted, StorageError, first_of
+from batchrun.files.source import SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
-from batchrun.lanes.lane import Parked
-from batchrun.lanes.live import LiveLane
+from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BadRow, ParkReason, Progress, Report, Request, Stage
+from batchrun.records import BatchStanding, ParkReason, Progress, Report, Stage
+from batchrun.sending import Announce, Sending
+from batchrun.store import batches
 from batchrun.store.ingest import find_twins, share_with_twins
-from batchrun.store.keeper import Keeper
 from batchrun.store.store import Hidden, Kept, Store
 from batchrun.wanted import Wanted
 
@@ -35,6 +33,8 @@ EXIT_CODES = {
     ParkReason.KEY: 4,
     ParkReason.OVERLOAD: 5,
     ParkReason.BUDGET: 6,
+    ParkReason.DEADLINE: 6,
+    ParkReason.REMOTE: 7,
     ParkReason.HOPELESS: 9,
     ParkReason.MODEL: 9,
     ParkReason.INTERRUPTED: INTERRUPTED,
@@ -44,11 +44,13 @@ _RATE_WINDOW = 10.0
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the user says for one start only; never stored."""
+    """What the user says for one start only; never stored. `announce` is told the plan before anything is sent."""
 
     new_requests: bool = False
     accept_loss: bool = False
     retry_rejected: bool = False
+    detach: bool = False
+    announce: Announce = lambda _plan: None
 
 
 class Run:
@@ -68,13 +70,10 @@ class Run:
         self._stop_code = INTERRUPTED
         self._cut_short = False
         self._going: asyncio.Task[Any] | None = None
-        self._failure: BatchrunError | None = None
-        self._quota: LocalQuota | None = None
-        self._lane: LiveLane | None = None
-        self._sending: asyncio.Task[None] | None = None
+        self._sending: Sending | None = None
         self._stage = Stage.READING
         self._rows = 0
-        self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0)
+        self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0, 0)
         self._cut_off = Hidden(0, 0)
         self._beats: deque[tuple[float, int, int]] = deque()
 
@@ -85,37 +84,48 @@ class Run:
         self._stop_code = exit_code
         if self.interrupted and not self._cut_short:
             self._cut_short = True
-            if self._quota is not None:
-                self._cut_off = Hidden(self._quota.in_flight, self._quota.reserved)
-            task = self._sending or self._going
-            if task is not None:
-                task.cancel()
+            if (quota := self._quota) is not None:
+                self._cut_off = Hidden(quota.in_flight, quota.reserved)
+            if not (self._sending is not None and self._sending.cancel()) and self._going is not None:
+                self._going.cancel()
         self.interrupted = True
-        if self._quota is not None:
-            self._quota.park(ParkReason.INTERRUPTED, "Interrupted.")
+        if (quota := self._quota) is not None:
+            quota.park(ParkReason.INTERRUPTED, "Interrupted.")
+
+    @property
+    def _quota(self) -> LocalQuota | None:
+        return self._sending.quota if self._sending is not None else None
+
+    @property
+    def _batches(self) -> tuple[BatchStanding, ...]:
+        return self._sending.batches if self._sending is not None else ()
+
+    @property
+    def _counts(self) -> Counts:
+        return self._sending.counts if self._sending is not None else Counts()
 
     def progress(self) -> Progress:
         """How the run stands."""
         now = self._clock.monotonic()
         answers, tokens = self._rates(now)
-        start, lane, quota = self._start, self._lane, self._quota
-        answered, rejected = (lane.answered, lane.rejected) if lane else (0, 0)
-        left = start.pending - answered - rejected
+        start, counts, quota = self._start, self._counts, self._quota
+        left = start.pending - counts.answered - counts.rejected
         return Progress(
             stage=self._stage,
             rows=self._rows,
             total=self._total(),
-            answered=start.answered + answered,
-            rejected=start.rejected + rejected,
+            answered=start.answered + counts.answered,
+            rejected=start.rejected + counts.rejected,
             in_flight=quota.in_flight if quota else 0,
             limit=quota.limit if quota else 0,
             answers_per_second=answers,
             tokens_per_second=tokens,
             throttled=quota.throttled if quota else 0,
-            spent_nano=start.cost_nano + (lane.spent_nano if lane else 0),
+            spent_nano=start.cost_nano + counts.spent_nano,
             seconds_left=left / answers if answers > 0 else None,
             waiting=quota.waiting if quota else "",
             wait_seconds=max(0.0, quota.waiting_until - now) if quota and quota.waiting else 0.0,
+            batches=self._batches,
         )
 
     def _total(self) -> int:
@@ -123,8 +133,7 @@ class Run:
 
     def _rates(self, now: float) -> tuple[float, float]:
         """Answers and tokens a second over the last ten seconds."""
-        lane = self._lane
-        self._beats.append((now, lane.answered if lane else 0, lane.tokens if lane else 0))
+        self._beats.append((now, self._counts.answered, self._counts.tokens))
         while now - self._beats[0][0] > _RATE_WINDOW:
             self._beats.popleft()
         (then, answered, tokens), (_, answered_now, tokens_now) = self._beats[0], self._beats[-1]
@@ -175,7 +184,7 @@ class Run:
                 await find_twins(store)
             self._start = await store.kept()
             await store.note("opened", f"{self._start.pending} rows to send")
-            parked = await self._send(store, settled) if self._start.pending else None
+            parked = await self._send(store, settled)
             if self._job.dedupe:
                 await share_with_twins(store)
             return await self._close(store, settled, parked)
@@ -192,61 +201,15 @@ class Run:
             raise
 
     async def _send(self, store: Store, settled: Wanted) -> Parked | None:
-        """Send what is pending; returns why it stopped, None when nothing is left to send."""
+        idle = not self._start.pending and not await batches.unfinished(store)
+        if idle and not (self._job.batching.delete_remote and await batches.left_remote(store)):
+            return None
         self._stage = Stage.SENDING
-        async with Client(self._job.base_url, self._key, self._job.timeouts, self._clock) as client:
-            tariff = await terms.tariff(client, self._job, settled.seen.models)
-            keeper = await Keeper.on(store)
-            quota = self._quota = LocalQuota(
-                self._job.limits,
-                self._clock,
-                tariff,
-                spent=await terms.spent(store, self._job, tariff),
-                raise_marks=store.raise_marks,
-                note=keeper.note,
-                learned=await terms.learned(store),
-                rejected=self._start.rejected,
-                allowed=allowed_rejections(self._job.limits.max_rejected, self._total()),
-                ceiling=terms.ceiling(self._job.limits.concurrency),
-            )
-            lane = self._lane = LiveLane(
-                client, quota, keeper.keep, self._clock, tariff,
-                job_model=self._job.asking.model, patience=self._job.limits.overload_patience,
-            )  # fmt: skip
-            if self.interrupted:
-                quota.park(ParkReason.INTERRUPTED, "Interrupted.")
-            async with asyncio.TaskGroup() as group:
-                group.create_task(keeper.run())
-                self._sending = group.create_task(self._drive(lane, store, settled.files))
-                await asyncio.wait({self._sending})
-                keeper.close()
-            self._sending = None
-        if self._failure is not None:
-            raise self._failure
-        if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
-            await store.retry_rejections(quota.parked.fault, this_run=True)
-        return quota.parked
-
-    async def _drive(self, lane: LiveLane, store: Store, files: Sequence[SourceFile]) -> None:
-        """Feed the lane; the input is closed however that ends."""
-        async with contextlib.aclosing(self._requests(store, files)) as requests:
-            await lane.run(requests)
-
-    async def _requests(self, store: Store, files: Sequence[SourceFile]) -> AsyncGenerator[Request]:
-        """Pass 2: the rows without an answer, made into requests again and checked against what pass 1 wanted."""
-        reader, prompter = Reader(files), Prompter(self._job.asking)
-        try:
-            async for page in store.pending(leaders=self._job.dedupe):
-                digests = dict(page)
-                for row in reader.take([number for number, _ in page]):
-                    yield _as_wanted(prompter.request(row), digests)
-        except InputError as error:
-            # Calls in flight finish and are kept; the error is raised when they have.
-            self._failure = error
-            if self._quota is not None:
-                self._quota.park(ParkReason.INTERRUPTED, error.message)
-        finally:
-            reader.close()
+        self._sending = Sending(
+            self._job, self._key, self._clock, store, settled, self._start,
+            leaving=self._options.detach, announce=self._options.announce,
+        )  # fmt: skip
+        return await self._sending.go(interrupted=lambda: self.interrupted)
 
     async def _close(self, store: Store, settled: Wanted | None, parked: Parked | None) -> Report:
         """Write the output when the job is done, write down how the run ended, and say so."""
@@ -294,7 +257,7 @@ class Run:
 
     async def _report(self, store: Store, kept: Kept, parked: Parked | None, *, written: bool) -> Report:
         hidden = await store.hidden()
-        lane = self._lane
+        counts = self._counts
         return Report(
             exit_code=self._exit_code(kept, parked),
             total=kept.pending + kept.answered + kept.rejected,
@@ -303,13 +266,13 @@ class Run:
             pending=kept.pending,
             parked=parked.reason if parked else None,
             message=parked.message if parked else "",
-            answered_now=lane.answered if lane else 0,
+            answered_now=counts.answered,
             seconds=self._clock.monotonic() - self._began,
             throttled=self._quota.throttled if self._quota else 0,
             prompt_tokens=kept.prompt_tokens,
             completion_tokens=kept.completion_tokens,
             spent_nano=kept.cost_nano,
-            spent_now_nano=lane.spent_nano if lane else 0,
+            spent_now_nano=counts.spent_nano,
             unpriced=kept.unpriced,
             maybe_twice=hidden.calls + self._cut_off.calls,
             maybe_twice_nano=hidden.nano + self._cut_off.nano,
@@ -317,6 +280,8 @@ class Run:
             output=self._job.output if kept.pending == 0 else None,
             written=written,
             rejections=dict(await store.sql.all("rejections_by_fault")) if kept.rejected else {},
+            submitted=kept.submitted,
+            batches=self._batches,
         )
 
     def _exit_code(self, kept: Kept, parked: Parked | None) -> int:
@@ -330,12 +295,6 @@ def _ending(report: Report) -> tuple[str, str]:
     """The last line of a run in the diary."""
     counts = f"{report.answered} answered, {report.rejected} rejected, {report.pending} left"
     return ("finished", counts) if report.parked is None else ("parked", f"{report.parked}: {counts}")
-
-
-def _as_wanted(request: Request | BadRow, digests: Mapping[int, bytes]) -> Request:
-    if isinstance(request, BadRow) or request.digest != digests[request.row]:
-        raise InputError(output.CHANGED, output.AGAIN)
-    return request
 
 
 def run(job: Job, key: str | None = None, options: Options | None = None) -> Report:

@@ -13,6 +13,7 @@ from batchrun.errors import UsageError
 from batchrun.job import Job
 from batchrun.lanes.quota import CEILING
 from batchrun.records import Usage
+from batchrun.rules.estimate import Load
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.store.store import Store
@@ -21,31 +22,33 @@ from batchrun.store.store import Store
 OTHER_FILES = 64
 
 
-async def tariff(client: Client, job: Job, models: Mapping[str, bool]) -> Tariff:
-    """Prices and contexts: the user's word, else the server's list, else the dated table. Checked for --max-cost.
+async def tariff(client: Client | None, job: Job, loads: Mapping[str, Load]) -> Tariff:
+    """Prices and contexts: the user's word, else the server's list (with a client), else the dated table.
+
+    Checked for --max-cost.
 
     Raises:
         UsageError: with --max-cost, a price or a context that is needed is not known.
     """
     table = data.tariff()
-    listed = await client.models() or []
+    listed = (await client.models() if client is not None else None) or []
     known = Tariff(
         {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **job.prices},
         {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
     )
     if job.limits.max_cost_nano is not None:
-        _check_bounds(known, models)
+        _check_bounds(known, loads)
     return known
 
 
-def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
-    for model, open_ended in models.items():
+def _check_bounds(tariff: Tariff, loads: Mapping[str, Load]) -> None:
+    for model, load in loads.items():
         if model not in tariff.prices:
             raise UsageError(
                 f"The price of {model} is not known, so --max-cost could not be kept.",
                 f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
             )
-        if open_ended and model not in tariff.contexts:
+        if load.open_ended and model not in tariff.contexts:
             raise UsageError(
                 f"Rows for {model} name no max_tokens and its context length is not known: a call has no upper bound.",
                 "Name the most tokens an answer may have: --max-tokens N.",
@@ -53,7 +56,7 @@ def _check_bounds(tariff: Tariff, models: Mapping[str, bool]) -> None:
 
 
 async def spent(store: Store, job: Job, tariff: Tariff) -> int:
-    """Nano-dollars that count against --max-cost: all that was ever paid or may have been.
+    """Nano-dollars that count against --max-cost: all that was ever paid or may have been, batches at work apart.
 
     Raises:
         UsageError: earlier answers came without a price, and none is known now.
@@ -72,11 +75,10 @@ async def spent(store: Store, job: Job, tariff: Tariff) -> int:
     return total
 
 
-async def learned(store: Store) -> dict[str, Learned]:
-    """What the pace of an earlier start found out, by model."""
-    row = await store.sql.one("learned")
+def learned(stored: str | None) -> dict[str, Learned]:
+    """What the pace of an earlier start found out, by model, from how it was written down."""
     try:
-        return msgspec.json.decode(row[0], type=dict[str, Learned]) if row else {}
+        return msgspec.json.decode(stored, type=dict[str, Learned]) if stored else {}
     except msgspec.DecodeError:
         return {}
 

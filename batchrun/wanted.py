@@ -19,7 +19,9 @@ from batchrun.files.sink import Columns, ColumnScan, check_output
 from batchrun.files.source import Reader, Row, SourceFile
 from batchrun.job import Asking, Job
 from batchrun.records import BadRow, Request
+from batchrun.rules.estimate import Load
 from batchrun.rules.money import usd
+from batchrun.rules.pack import fits_a_line
 from batchrun.store.ingest import Change, Ingest, write_sources
 from batchrun.store.store import Statements, Store
 
@@ -31,11 +33,11 @@ class Seen(msgspec.Struct, frozen=True):
 
     Attributes:
         columns: names and kinds of the output's columns.
-        models: the models that rows ask for, and whether any of their rows names no max_tokens.
+        loads: what each model is asked for; empty when an earlier version of batchrun did not count it.
     """
 
     columns: Columns
-    models: dict[str, bool]
+    loads: dict[str, Load] = {}
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -60,7 +62,7 @@ async def settle(
     if job.output is not None:
         check_place(job.output, job.inputs, files)
     before = await stored(store)
-    if before is not None and await _unchanged(store, before[0], job, files):
+    if before is not None and before[1].loads and await _unchanged(store, before[0], job, files):
         await _write_job(store, job, before[1])
         return Wanted(files, before[1])
     return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, watch=watch)
@@ -123,10 +125,11 @@ async def _rebuilt(
             if watch(notes.rows):
                 raise Interrupted
         notes.check(skip=job.skip_bad_rows)
-        seen = Seen(notes.scan.settle(), notes.models)
+        seen = Seen(notes.scan.settle(), notes.loads())
         async with store.transaction() as sql:
             change = await ingest.replace(sql)
-            if before is not None and before.asking != job.asking and change.unused > 0 and not new_requests:
+            lost = change.unused + change.running
+            if before is not None and before.asking != job.asking and lost > 0 and not new_requests:
                 raise _guard(before.asking, job.asking, change)
             await sql.execute("outdate_written")  # other columns may have changed that no digest shows
             sources = zip(files, reader.rows_per_file, strict=True)
@@ -137,12 +140,33 @@ async def _rebuilt(
     return Wanted(files, seen)
 
 
+class _Count:
+    """A `Load` being counted."""
+
+    __slots__ = ("max_tokens", "open_ended", "oversized", "rows", "size")
+
+    def __init__(self) -> None:
+        self.rows = self.size = self.max_tokens = self.open_ended = self.oversized = 0
+
+    def add(self, request: Request) -> None:
+        self.rows += 1
+        self.size += len(request.body)
+        self.oversized += not fits_a_line(request.body)
+        if request.max_tokens is None:
+            self.open_ended += request.n
+        else:
+            self.max_tokens += request.max_tokens * request.n
+
+    def load(self) -> Load:
+        return Load(self.rows, self.size, self.max_tokens, self.open_ended, self.oversized)
+
+
 class _Notes:
     """What pass 1 notices besides requests: columns, models, and the first bad rows."""
 
     def __init__(self) -> None:
         self.scan = ColumnScan()
-        self.models: dict[str, bool] = {}
+        self._counted: dict[str, _Count] = {}
         self.rows = 0
         self.bad = 0
         self.problems: list[tuple[str, str]] = []
@@ -157,8 +181,11 @@ class _Notes:
                 if len(self.problems) < PROBLEMS_SHOWN:
                     self.problems.append((request.where, request.message))
             else:
-                self.models[request.model] = self.models.get(request.model, False) or request.max_tokens is None
+                self._counted.setdefault(request.model, _Count()).add(request)
         return made
+
+    def loads(self) -> dict[str, Load]:
+        return {model: count.load() for model, count in self._counted.items()}
 
     def check(self, *, skip: bool) -> None:
         if self.rows == 0:
@@ -198,8 +225,9 @@ def _guard(before: Asking, now: Asking, change: Change) -> GuardError:
     names = [name for name in Asking.__struct_fields__ if getattr(before, name) != getattr(now, name)]
     changed = " and ".join({"params": "parameters"}.get(name, name) for name in names)
     have = "have" if len(names) > 1 or names == ["params"] else "has"
+    running = f" and {change.running:,} rows in running batches" if change.running else ""
     return GuardError(
-        f"The {changed} {have} changed: {change.unused:,} kept answers (${usd(change.unused_nano):.4f}) would not be "
-        "used. Nothing was sent.",
+        f"The {changed} {have} changed: {change.unused:,} kept answers (${usd(change.unused_nano):.4f}){running} would "
+        "not be used. Nothing was sent.",
         "--new-requests asks anew and pays again; another --checkpoint keeps both.",
     )

@@ -207,7 +207,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("run", "in.jsonl", "-m", MODEL), "There is no API key"),
     (("run", "none.jsonl", "-m", MODEL, "--simulate"), "does not exist"),
     (("run", "in.jsonl", "in.jsonl", "-m", MODEL, "--simulate"), "need a checkpoint"),
-    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--route", "batch"), "--route batch is not available"),
+    (("run", "in.jsonl", "-m", MODEL, "--simulate", "--route", "batch", "--endpoint", "completions"), "chat requests"),
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "--concurrency", "0"), "--concurrency must be more than 0"),
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "--max-rejected", "many"), "--max-rejected takes"),
     (("run", "in.jsonl", "-m", MODEL, "--simulate", "--param", "top_p"), "is not KEY=JSON"),

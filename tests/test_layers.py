@@ -20,7 +20,7 @@ ROWS = {
     "rules": 2,
     "data": 3, "files": 3, "store": 3, "api": 3,
     "lanes": 4,
-    "output": 5, "wanted": 5, "terms": 5, "run": 6, "faces": 6,
+    "output": 5, "wanted": 5, "terms": 5, "choice": 5, "sending": 6, "run": 7, "faces": 7,
     "cli": 8, "__main__": 9, "__init__": 9,
 }  # fmt: skip
 

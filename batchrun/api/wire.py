@@ -51,7 +51,7 @@ def read(reply: Reply, now: float) -> Completion | Refusal | Broken:
     """
     if 200 <= reply.status < 300:  # noqa: PLR2004 - the 2xx statuses
         return _completion(reply)
-    return _refusal(reply, now)
+    return refusal(reply, now)
 
 
 def _completion(reply: Reply) -> Completion | Broken:
@@ -122,29 +122,31 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _refusal(reply: Reply, now: float) -> Refusal:
+def refusal(reply: Reply, now: float) -> Refusal:
+    """What a reply that is no answer says, whatever its status; status 0: there was none."""
     parsed = _parsed(reply.body)
     top: Mapping[str, Any] = parsed if isinstance(parsed, dict) else {}
     error = top.get("error")
     inner: Mapping[str, Any] = error if isinstance(error, dict) else {}
     kinds = (inner.get("type"), inner.get("error_type"), top.get("error_type"), top.get("type"))
+    code = str(inner.get("code") or top.get("code") or "").lower()
     return Refusal(
         status=reply.status,
         kind=next((kind for kind in kinds if kind and isinstance(kind, str)), "").lower(),
-        code=str(inner.get("code") or top.get("code") or "").lower(),
-        message=_sentence(top) or f"HTTP status {reply.status}",
+        code=code,
+        message=sentence(top) or (f"HTTP status {reply.status}" if reply.status else code or "no reason given"),
         wait=wait_seconds(reply.headers, now),
     )
 
 
-def _sentence(value: Any, depth: int = 0) -> str:
+def sentence(value: Any, depth: int = 0) -> str:
     """The first text found where servers put one: by itself, in an object, or in a list of objects."""
     if isinstance(value, str) or depth == _DEEPEST:
         return value.strip() if isinstance(value, str) else ""
     places: list[Any] = value if isinstance(value, list) else []
     if isinstance(value, dict):
         places = [value.get(name) for name in _SENTENCES]
-    return next((found for found in (_sentence(place, depth + 1) for place in places) if found), "")
+    return next((found for found in (sentence(place, depth + 1) for place in places) if found), "")
 
 
 def wait_seconds(headers: Mapping[str, str], now: float) -> float | None:

@@ -46,17 +46,28 @@ def _port(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
 @click.option("--tokens-per-minute", type=float, metavar="N", help="Tokens per minute; above that, 429.")
 @click.option("--max-in-flight", type=int, metavar="N", help="Calls at once; above that, 429.")
 @click.option("--slots", type=int, metavar="N", help="Calls served at once; the rest wait.")
+@click.option("--batch-speed", type=float, metavar="N", help="Lines per second of each batch job; else at once.")
+@click.option(
+    "--batch-discount", multiple=True, metavar="MODEL=F", help="Share of the price in a batch, such as MODEL=0.5."
+)
 @click.option("--script", type=click.Path(path_type=Path), metavar="FILE.toml", help="Settings and faults; see above.")
 @click.option("--state", type=click.Path(path_type=Path), metavar="FILE", help="Keep account and ledger here.")
 @click.option("--json", "as_json", is_flag=True, help="When ready, print one JSON line: url and pid.")
 @click.option("--with-parent", is_flag=True, hidden=True, help="Stop when standard input ends.")
 def simulate(
-    port: int, script: Path | None, state: Path | None, *, as_json: bool, with_parent: bool, **options: float | None
+    port: int,
+    script: Path | None,
+    state: Path | None,
+    *,
+    batch_discount: tuple[str, ...],
+    as_json: bool,
+    with_parent: bool,
+    **options: float | None,
 ) -> None:
     """Serve Together in a box, for trying without a key.
 
-    It listens on this machine only and answers like Together AI's live endpoints, with made-up text that costs
-    nothing, and keeps an account with a ledger of every charge. Credits end,
+    It listens on this machine only and answers like Together AI's live, file and batch endpoints, with made-up text
+    that costs nothing, and keeps an account with a ledger of every charge. Credits end,
     limits bite and things break when you ask for it.
 
     A script holds settings and faults, for example:
@@ -72,13 +83,28 @@ def simulate(
       seconds = 10
 
     Look at the account with GET /_simulator/account, at the charges with GET
-    /_simulator/ledger; add credits with POST /_simulator/top-up {"usd": 2.5}.
+    /_simulator/ledger, at the batch jobs with GET /_simulator/batches; add
+    credits with POST /_simulator/top-up {"usd": 2.5}.
     """  # noqa: D301 - \b is click's mark for a paragraph to leave as it is
-    settings = _settings(script, options)
+    settings = _settings(script, options, _discounts(batch_discount))
     _run(_serve(settings, state, port, as_json=as_json, with_parent=with_parent))
 
 
-def _settings(script: Path | None, options: dict[str, float | None]) -> "Settings":
+def _discounts(words: tuple[str, ...]) -> dict[str, float]:
+    """MODEL=FACTOR, as often as it was given."""
+    discounts: dict[str, float] = {}
+    for word in words:
+        model, _, factor = word.rpartition("=")
+        try:
+            discounts[model] = float(factor)
+        except ValueError:
+            model = ""
+        if not model:
+            raise _Unusable(f"--batch-discount {word}: write MODEL=0.5")
+    return discounts
+
+
+def _settings(script: Path | None, options: dict[str, float | None], discounts: dict[str, float]) -> "Settings":
     """The script's settings, with the options given on the command line over them."""
     from batchrun.simulator.settings import Settings, SettingsError, read_script
 
@@ -86,7 +112,8 @@ def _settings(script: Path | None, options: dict[str, float | None]) -> "Setting
     given: dict[str, Any] = {names.get(name, name): value for name, value in options.items() if value is not None}
     try:
         settings = Settings() if script is None else read_script(script)
-        return dataclasses.replace(settings, **given)
+        discounts = {**settings.batch_discounts, **discounts}
+        return dataclasses.replace(settings, **given, batch_discounts=discounts)
     except SettingsError as error:
         raise _Unusable(str(error)) from error
 

@@ -1,10 +1,15 @@
-"""Dated facts: what models cost and hold when the server does not say. The newest word is always the server's."""
+"""Dated facts: what models cost and hold, and what batches are billed at, when the server does not say.
+
+The newest word is always the server's.
+"""
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from types import MappingProxyType
 from typing import Any
 
 from batchrun.rules import money
@@ -19,6 +24,19 @@ def tariff() -> Tariff:
         {name: money.price(m["input"], m["output"], m.get("cached")) for name, m in models.items() if "input" in m},
         {name: m["context"] for name, m in models.items() if "context" in m},
     )
+
+
+@cache
+def discounts() -> Mapping[str, float]:
+    """What a batch is billed at, as a factor of the live price, by model; a model that is missing is not discounted."""
+    found: dict[str, float] = _read("batch.toml")["discount"]
+    return MappingProxyType(found)
+
+
+@cache
+def not_batchable() -> frozenset[str]:
+    """Models that are not taken in batches."""
+    return frozenset(_read("batch.toml")["not_batchable"]["models"])
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -10,6 +10,8 @@ _NEXT = {
     ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys), then: ",
     ParkReason.OVERLOAD: "Try again later: ",
     ParkReason.BUDGET: "Raise --max-cost to go on: ",
+    ParkReason.DEADLINE: "Name a later --deadline, or none: ",
+    ParkReason.REMOTE: "Collect what is ready, and go on: ",
     ParkReason.HOPELESS: "Mend the job (a parameter, the model, the prompts), or allow so many with --max-rejected: ",
     ParkReason.MODEL: "Name a model that can be called with `batchrun run -m`; go on unchanged with: ",
     ParkReason.INTERRUPTED: "Go on with: ",

@@ -27,6 +27,16 @@ class Parked(msgspec.Struct, frozen=True):
     fault: Fault | None = None
 
 
+class Counts:
+    """What a start has brought so far, by all lanes together; money in nano-dollars."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.rejected = 0
+        self.tokens = 0
+        self.spent_nano = 0
+
+
 class Quota(Protocol):
     """What all lanes share: how fast, how much money, and whether to go on at all."""
 

@@ -16,7 +16,7 @@ from typing import assert_never
 from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.clock import Clock
-from batchrun.lanes.lane import Lease, Quota
+from batchrun.lanes.lane import Counts, Lease, Quota
 from batchrun.records import (
     Answer,
     Broken,
@@ -130,6 +130,7 @@ class LiveLane:
         *,
         job_model: str | None,
         patience: float,
+        counts: Counts,
     ) -> None:
         self._client = client
         self._quota = quota
@@ -138,14 +139,12 @@ class LiveLane:
         self._tariff = tariff
         self._job_model = job_model
         self._patience = patience
+        self._counts = counts
         self._rooms: dict[str, WaitingRoom] = {}
-        self.answered = 0
-        self.rejected = 0
-        self.tokens = 0
-        self.spent_nano = 0
 
     async def run(self, requests: AsyncIterator[Request]) -> None:
         """Send every request. A throttled model holds the others up only when READ_AHEAD rows of it come in a row."""
+        self._rooms = {}
         async with asyncio.TaskGroup() as tasks:
             async for request in requests:
                 if self._quota.parked is not None:
@@ -195,16 +194,20 @@ class LiveLane:
 
     async def _keep_answer(self, lease: Lease, attempt: Attempt, completion: Completion, seconds: float) -> int:
         """Commit the answer; returns what it cost, or what it may have cost when the server did not count."""
-        cost = self._tariff.cost(lease.request.model, completion.usage)
-        answer = Answer(lease.request, completion, Lane.LIVE, cost, round(seconds * 1000), attempt.tries)
+        request = lease.request
+        cost = self._tariff.cost(request.model, completion.usage)
+        answer = Answer(
+            request.row, request.digest, request.model, len(request.body), completion, Lane.LIVE, cost,
+            round(seconds * 1000), attempt.tries,
+        )  # fmt: skip
         if cost is None and lease.reserved:
             await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
         else:
             await self._keep(answer)
-        self.answered += 1
-        self.spent_nano += cost or 0
+        self._counts.answered += 1
+        self._counts.spent_nano += cost or 0
         if completion.usage is not None:
-            self.tokens += completion.usage.prompt_tokens + completion.usage.completion_tokens
+            self._counts.tokens += completion.usage.prompt_tokens + completion.usage.completion_tokens
         return lease.reserved if cost is None else cost
 
     async def _follow(self, room: WaitingRoom, lease: Lease, attempt: Attempt, trouble: Trouble) -> int:
@@ -238,7 +241,7 @@ class LiveLane:
     async def _reject(self, request: Request, attempt: Attempt, trouble: Trouble) -> None:
         message = trouble.message
         await self._keep(Rejection(request.row, request.digest, trouble.fault, trouble.status, message, attempt.tries))
-        self.rejected += 1
+        self._counts.rejected += 1
         self._quota.rejected(trouble.fault, message)
 
     def _stop(self, room: WaitingRoom, lease: Lease, attempt: Attempt, trouble: Trouble, reason: ParkReason) -> None:

@@ -14,7 +14,7 @@ from batchrun.job import Limits
 from batchrun.lanes.lane import Lease, Parked
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import credit
-from batchrun.rules.gate import Gate
+from batchrun.rules.gate import LATER_WINDOW, Gate
 from batchrun.rules.money import Tariff, usd
 from batchrun.rules.pace import Bounds, Hint, Learned, Pace, Reason
 
@@ -47,6 +47,8 @@ _WEIGHT = {
             ParkReason.HOPELESS,
             ParkReason.OVERLOAD,
             ParkReason.BUDGET,
+            ParkReason.DEADLINE,
+            ParkReason.REMOTE,
         )
     )
 }
@@ -76,12 +78,33 @@ class LocalQuota:
         rejected: int = 0,
         allowed: int = 0,
         ceiling: int = CEILING,
+        held: int = 0,
+        leaving: bool = False,
     ) -> None:
+        """Make one.
+
+        Args:
+            limits: the user's word.
+            clock: time and dice.
+            tariff: prices and contexts.
+            spent: nano-dollars that count against --max-cost already.
+            raise_marks: commits high-water marks of calls and nano-dollars.
+            note: writes a line in the diary.
+            learned: what the pace of an earlier start found out, by model.
+            rejected: rows rejected before this start.
+            allowed: rejections the user allows.
+            ceiling: calls in flight at most when the user does not say.
+            held: nano-dollars set aside for batches that run already.
+            leaving: whether this start ends while batches run, so that their money does not come back in it.
+        """
         self._limits = limits
         self._clock = clock
         self._tariff = tariff
         self._spent = spent
         self._reserved = 0
+        self._held = held
+        self._leaving = leaving
+        self._listeners: list[Callable[[], None]] = []
         self._raise_marks = raise_marks
         self._note = note
         self._marked_calls = 0
@@ -124,6 +147,12 @@ class LocalQuota:
         """Nano-dollars set aside for calls in flight."""
         return self._reserved
 
+    def rate(self, model: str) -> float | None:
+        """Answers a second that the model was found to take, None when nothing is known yet."""
+        pace = self._paces.get(model)
+        known = pace.learned if pace is not None and pace.learned is not None else self._learned.get(model)
+        return None if known is None else known.rate
+
     def learned(self) -> dict[str, Learned]:
         """What each model's pace found out, for the next start."""
         return {model: pace.learned for model, pace in self._paces.items() if pace.learned is not None}
@@ -133,7 +162,7 @@ class LocalQuota:
     async def lease(self, request: Request) -> Lease | None:
         """Wait for a slot, the pace, the money and the credits; None when the run is parked."""
         pace = self._pace(request.model)
-        bound = self._bound(request)
+        bound = self.bound(request)
         while self._parked is None:
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
@@ -145,7 +174,7 @@ class LocalQuota:
                 return self._grant(pace, request, bound, now)
         return None
 
-    def _bound(self, request: Request) -> int:
+    def bound(self, request: Request) -> int:
         """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""
         bound = self._tariff.upper_bound(request)
         if bound is None and self._limits.max_cost_nano is not None:
@@ -188,19 +217,25 @@ class LocalQuota:
 
     def _fits(self, bound: int) -> bool:
         limit = self._limits.max_cost_nano
-        return limit is None or self._spent + self._reserved + bound <= limit
+        return limit is None or self._spent + self._reserved + self._held + bound <= limit
 
     def _used_up(self, bound: int) -> bool:
         """Park when the call does not fit and no money can come back."""
         limit = self._limits.max_cost_nano
-        if limit is None or self._reserved > 0 or self._fits(bound):
+        coming_back = self._reserved + (0 if self._leaving else self._held)
+        if limit is None or coming_back > 0 or self._fits(bound):
             return False
+        self.out_of_budget("call", bound)
+        return True
+
+    def out_of_budget(self, what: str, bound: int) -> None:
+        """Park: the next `what` (a call, a row) could cost `bound` nano-dollars, and no money can come back."""
+        limit = self._limits.max_cost_nano or 0
+        left = max(0, limit - self._spent - self._held)
         self.park(
             ParkReason.BUDGET,
-            f"The next call could cost ${usd(bound):.6f}; ${usd(max(0, limit - self._spent)):.6f} of "
-            f"--max-cost ${usd(limit):g} is left.",
+            f"The next {what} could cost ${usd(bound):.6f}; ${usd(left):.6f} of --max-cost ${usd(limit):g} is left.",
         )
-        return True
 
     async def _raised_marks(self, bound: int) -> bool:
         """Commit higher high-water marks if this call needs them; True: look again at everything else."""
@@ -212,7 +247,7 @@ class LocalQuota:
         if nano > self._marked_nano:
             nano += nano // 4
         if self._limits.max_cost_nano is not None:
-            nano = min(nano, self._limits.max_cost_nano - self._spent)
+            nano = min(nano, self._limits.max_cost_nano - self._spent - self._held)
         nano = max(self._marked_nano, nano)
         await self._raise_marks(calls, nano)
         # Another model's lease may have raised them meanwhile; marks never sink.
@@ -308,6 +343,8 @@ class LocalQuota:
         if self._parked is None or _WEIGHT[reason] < _WEIGHT[self._parked.reason]:
             self._parked = Parked(reason, message, fault)
             self.changed()
+            for listener in self._listeners:
+                listener()
 
     def others_answered(self) -> bool:
         """Whether a row was answered in the last five minutes."""
@@ -316,6 +353,36 @@ class LocalQuota:
     def room(self, model: str) -> int:
         """Four times the limit, and at least 64."""
         return max(LEAST_ROOM, ROOM_FACTOR * self._pace(model).limit)
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    def hold(self, nano: int) -> bool:
+        """Set money aside for a whole batch, when it fits."""
+        if not self._fits(nano):
+            return False
+        self._held += nano
+        return True
+
+    def unhold(self, nano: int, doubt: int) -> None:
+        """A batch is over: what it cost is counted, what was set aside comes back but for what stays in doubt."""
+        self._held -= nano
+        self._spent += doubt
+        self.changed()
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether money that is set aside now may be free again in this start."""
+        return self._reserved > 0 or (self._held > 0 and not self._leaving)
+
+    def took_in(self, answered: int, cost: int) -> None:
+        """A batch brought answers: they are paid for, and the job is not hopeless."""
+        self._spent += cost
+        for _ in range(min(answered, LATER_WINDOW)):
+            self._gate.answered()
+
+    def when_parked(self, listener: Callable[[], None]) -> None:
+        """Call it when the run has to stop."""
+        self._listeners.append(listener)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 

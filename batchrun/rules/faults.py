@@ -2,7 +2,8 @@
 
 Decided in this order: transport, status, error code and type, whole phrases of the server's own sentence. The phrases
 come from recorded replies of Together and of servers that speak the same protocol; loose words such as "rate" or
-"credit" are never looked for, since an error may quote a prompt.
+"credit" are never looked for, since an error may quote a prompt. A batch's error line may come without any status:
+there code, type and phrases alone decide, and what they do not name is worth sending again.
 """
 
 from __future__ import annotations
@@ -54,6 +55,23 @@ _OVERLOAD_PHRASES = ("server is overloaded", "engine is overloaded", "engine is 
 
 _SERVER_STATUSES = frozenset({408, 409, 425})
 
+# What batch error lines say in place of a status (https://docs.together.ai/docs/inference/batch/manage shows
+# `invalid_model`; the others are the codes and types of live replies).
+_LINE_MODEL_CODES = frozenset({"invalid_model", *_MODEL_CODES})
+_LINE_MODEL_PHRASES = ("invalid model specified", *_MODEL_PHRASES)
+_THROTTLE_CODES = frozenset(
+    {
+        "dynamic_request_limited",
+        "dynamic_token_limited",
+        "model_rate_limit",
+        "rate_limit",
+        "rate_limit_exceeded",
+        "too_many_requests",
+    }
+)
+_RATE_PHRASES = ("rate limit", "rate limited")
+_THROTTLE_PHRASES = ("rate-limited", "too many requests", *_RATE_PHRASES)
+
 # Somebody on the way stopped waiting; the answer may have been made, and paid for, all the same.
 _TIMED_OUT = frozenset({408, 504, 524})
 
@@ -61,6 +79,7 @@ UNAUTHORIZED = 401
 PAYMENT_REQUIRED = 402
 TOO_MANY_REQUESTS = 429
 SERVER_ERROR = 500
+NO_STATUS = 0
 
 
 def trouble(seen: Refusal | Broken) -> Trouble:
@@ -68,7 +87,29 @@ def trouble(seen: Refusal | Broken) -> Trouble:
     if isinstance(seen, Broken):
         kind = Fault.GARBLED if seen.garbled else Fault.NETWORK
         return Trouble(kind, None, seen.message, maybe_paid=seen.maybe_paid)
-    return Trouble(_fault(seen), seen.status, seen.message, seen.wait, maybe_paid=seen.status in _TIMED_OUT)
+    fault = _fault_of_words(seen) if seen.status == NO_STATUS else _fault(seen)
+    return Trouble(fault, seen.status or None, seen.message, seen.wait, maybe_paid=seen.status in _TIMED_OUT)
+
+
+def says_credits(message: str) -> bool:
+    """Whether a sentence, such as a failed batch's, says that credit, balance or budget is used up."""
+    return not _says(message, _RATE_PHRASES) and _says(message, _CREDIT_PHRASES)
+
+
+def _fault_of_words(seen: Refusal) -> Fault:
+    """The table for refusals without a status; the first line that fits wins."""
+    said = {seen.code, seen.kind}
+    if says_credits(seen.message) or (said & _CREDIT_TYPES and not _says(seen.message, _RATE_PHRASES)):
+        return Fault.CREDITS
+    if said & _LINE_MODEL_CODES or _says(seen.message, _LINE_MODEL_PHRASES):
+        return Fault.MODEL_MISSING
+    if said & _LENGTH_CODES or _says(seen.message, _LENGTH_PHRASES):
+        return Fault.TOO_LONG
+    if _says(seen.message, _OVERLOAD_PHRASES):
+        return Fault.OVERLOADED
+    if said & _THROTTLE_CODES or _says(seen.message, _THROTTLE_PHRASES):
+        return Fault.THROTTLED
+    return Fault.SERVER
 
 
 def _fault(seen: Refusal) -> Fault:
@@ -78,13 +119,13 @@ def _fault(seen: Refusal) -> Fault:
         return Fault.CREDITS
     if status == UNAUTHORIZED:
         return Fault.KEY
-    if status in _MODEL_STATUSES and (seen.code in _MODEL_CODES or _says(seen, _MODEL_PHRASES)):
+    if status in _MODEL_STATUSES and (seen.code in _MODEL_CODES or _says(seen.message, _MODEL_PHRASES)):
         return Fault.MODEL_MISSING
-    if status in _LENGTH_STATUSES and (seen.code in _LENGTH_CODES or _says(seen, _LENGTH_PHRASES)):
+    if status in _LENGTH_STATUSES and (seen.code in _LENGTH_CODES or _says(seen.message, _LENGTH_PHRASES)):
         return Fault.TOO_LONG
     if status == TOO_MANY_REQUESTS:
         return Fault.THROTTLED
-    if status in _OVERLOAD_STATUSES or (status == SERVER_ERROR and _says(seen, _OVERLOAD_PHRASES)):
+    if status in _OVERLOAD_STATUSES or (status == SERVER_ERROR and _says(seen.message, _OVERLOAD_PHRASES)):
         return Fault.OVERLOADED
     if status >= SERVER_ERROR or status in _SERVER_STATUSES:
         return Fault.SERVER
@@ -93,16 +134,16 @@ def _fault(seen: Refusal) -> Fault:
 
 def _says_credits(seen: Refusal) -> bool:
     """Low balance under another status. An old 429 of Together's has the type `credit_limit` and means requests."""
-    if seen.status not in _CREDIT_STATUSES or _says(seen, ("rate limit", "rate limited")):
+    if seen.status not in _CREDIT_STATUSES or _says(seen.message, _RATE_PHRASES):
         return False
-    if seen.code in _CREDIT_CODES or _says(seen, _CREDIT_PHRASES):
+    if seen.code in _CREDIT_CODES or _says(seen.message, _CREDIT_PHRASES):
         return True
     types = _CREDIT_CODES if seen.status == TOO_MANY_REQUESTS else _CREDIT_TYPES
     return seen.kind in types
 
 
-def _says(seen: Refusal, phrases: tuple[str, ...]) -> bool:
-    sentence = seen.message.lower()
+def _says(message: str, phrases: tuple[str, ...]) -> bool:
+    sentence = message.lower()
     return any(_whole(phrase).search(sentence) for phrase in phrases)
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, assert_never
 
+from batchrun.simulator.batch_records import BatchDelivered, Job, StoredFile
 from batchrun.simulator.catalog import NANO
-from batchrun.simulator.ledger import Charge, Delivered, Ledger, Purchase, Record
+from batchrun.simulator.ledger import BatchRecord, Charge, Delivered, Ledger, Purchase
 
 __all__ = ["Account", "Charge", "Milestones"]
 
@@ -49,6 +50,8 @@ class Account:
         self.bought: int | None = None
         self.spent = 0
         self.charges: list[Charge] = []
+        self.batch_charges = 0
+        self.batch_spent = 0
         self.requests = 0  # generation requests that have arrived
         self.statuses: Counter[int] = Counter()  # of generation requests; 0 is a request that got no status
         self.after_first_402 = 0  # requests that arrived after a 402 was sent and before credits were added
@@ -83,13 +86,19 @@ class Account:
         balance = self.balance
         return balance is not None and balance <= 0
 
-    def open(self, credits_usd: float | None, state: Path | None) -> None:
-        """Take up the state file, if any. A larger total than before is a top-up, a smaller one changes nothing."""
+    def open(self, credits_usd: float | None, state: Path | None, keep: Callable[[BatchRecord], None]) -> None:
+        """Take up the state file, if any. A larger total than before is a top-up, a smaller one changes nothing.
+
+        What it says of files and jobs is handed to `keep`.
+        """
         self._ledger = Ledger(state)
         known = False
         for record in self._ledger.open():
             known = known or isinstance(record, Purchase)
-            self._replay(record)
+            if isinstance(record, Job | StoredFile):
+                keep(record)
+            else:
+                self._replay(record)
         self._metered = self.spent
         self.answers_reached.reach(self.answers)
         total = None if credits_usd is None else _nano(credits_usd)
@@ -141,6 +150,16 @@ class Account:
         charge.delivered = True
         self._ledger.append(Delivered(charge.number))
 
+    def delivered_batch(self, job_id: str) -> None:
+        """The output file of that job exists, with every line that was charged."""
+        record = BatchDelivered(job_id)
+        self._ledger.append(record)
+        self._replay(record)
+
+    def record(self, record: BatchRecord) -> None:
+        """Keep the state of a file or a job."""
+        self._ledger.append(record)
+
     def summary(self) -> dict[str, Any]:
         """The account as the control endpoint shows it; `_usd` beside each sum for people."""
         balance = self.balance
@@ -153,6 +172,10 @@ class Account:
             "balance_usd": _usd(balance),
             "answers": self.answers,
             "charges": len(self.charges),
+            "charges_live": len(self.charges) - self.batch_charges,
+            "charges_batch": self.batch_charges,
+            "spent_live": self.spent - self.batch_spent,
+            "spent_batch": self.batch_spent,
             "delivered": sum(charge.delivered for charge in self.charges),
             "requests": self.requests,
             "requests_by_status": {str(status): count for status, count in sorted(self.statuses.items())},
@@ -166,12 +189,15 @@ class Account:
         self._ledger.append(purchase)
         self._replay(purchase)
 
-    def _replay(self, record: Record) -> None:
+    def _replay(self, record: Charge | Delivered | Purchase | BatchDelivered) -> None:
         match record:
             case Charge():
                 self._book(record)
             case Delivered():
                 self.charges[record.delivered - 1].delivered = True
+            case BatchDelivered():
+                for charge in self.charges:
+                    charge.delivered = charge.delivered or charge.batch == record.batch_delivered
             case Purchase():
                 self.bought = record.bought
                 if record.top_up:
@@ -182,6 +208,9 @@ class Account:
     def _book(self, charge: Charge) -> None:
         self.charges.append(charge)
         self.spent += charge.nano
+        if charge.batch:
+            self.batch_charges += 1
+            self.batch_spent += charge.nano
 
 
 def _nano(usd: float) -> int:

@@ -18,6 +18,7 @@ class Model:
     cached_input: int | None = None
     type: str = "chat"
     serverless: bool = True
+    batchable: bool = True
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """What a call costs, in nano-dollars."""
@@ -34,7 +35,7 @@ MODELS = {
         Model("openai/gpt-oss-20b", 131_072, 50, 200),
         Model("Qwen/Qwen2.5-7B-Instruct-Turbo", 32_768, 300, 300),
         Model("Qwen/Qwen3.5-9B", 262_144, 170, 250),
-        Model("deepseek-ai/DeepSeek-V4-Pro", 512_000, 1_740, 3_480, cached_input=200),
+        Model("deepseek-ai/DeepSeek-V4-Pro", 512_000, 1_740, 3_480, cached_input=200, batchable=False),
         Model("google/gemma-4-31B-it", 262_144, 390, 970),
         Model("LiquidAI/LFM2-24B-A2B", 32_768, 30, 120),
         Model("simulator/tiny-512", 512, 20, 20),

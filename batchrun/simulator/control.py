@@ -5,17 +5,24 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from batchrun.simulator.batch_api import BatchApi
+from batchrun.simulator.batch_calls import Calls
+from batchrun.simulator.batch_faults import BatchFault
+from batchrun.simulator.batches import Batches
 from batchrun.simulator.faults import Fault
 from batchrun.simulator.generation import Generation
-from batchrun.simulator.settings import SettingsError, parse_faults, parse_script
+from batchrun.simulator.settings import SettingsError, parse_batch_faults, parse_faults, parse_script
 
 
 class Control:
     """The hand in the box."""
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, batches: Batches, batch_api: BatchApi, calls: Calls) -> None:
         self._generation = generation
         self._account = generation.account
+        self._batches = batches
+        self._batch_api = batch_api
+        self._calls = calls
 
     def add_routes(self, app: web.Application) -> None:
         """Put the endpoints in their places."""
@@ -23,6 +30,8 @@ class Control:
         app.router.add_get("/_simulator/ledger", self._show_ledger)
         app.router.add_post("/_simulator/top-up", self._top_up)
         app.router.add_post("/_simulator/faults", self._set_faults)
+        app.router.add_get("/_simulator/batches", self._show_batches)
+        app.router.add_post("/_simulator/batch-faults", self._set_batch_faults)
 
     async def _show_account(self, _request: web.Request) -> web.Response:
         return _json(self._account.summary())
@@ -48,6 +57,26 @@ class Control:
         self._generation.play(faults)
         return _json({"faults": len(faults)})
 
+    async def _show_batches(self, _request: web.Request) -> web.Response:
+        """All jobs with their counts, those that are gone too, the stored files, and the calls made."""
+        await self._batches.catch_up()
+        jobs = [
+            self._batch_api.described(job)
+            | {"lines": job.lines, "done": job.done, "succeeded": job.succeeded, "failed": job.failed, "gone": job.gone}
+            for job in self._batches.jobs
+        ]
+        files = [{"id": file.file_id, "purpose": file.purpose, "bytes": file.bytes} for file in self._batches.files]
+        return _json({"jobs": jobs, "files": files, "requests": dict(self._calls.requests)})
+
+    async def _set_batch_faults(self, request: web.Request) -> web.Response:
+        """A JSON array of batch faults, an object with the array as `batch_fault`, or TOML with [[batch_fault]]."""
+        try:
+            faults = _batch_faults(await request.text())
+        except (SettingsError, UnicodeDecodeError) as error:
+            return _json({"error": str(error)}, status=400)
+        self._calls.play(faults)
+        return _json({"batch_faults": len(faults)})
+
 
 def _usd(body: bytes) -> float | None:
     try:
@@ -63,6 +92,14 @@ def _faults(text: str) -> tuple[Fault, ...]:
     except msgspec.DecodeError:
         return parse_script(text).faults
     return parse_faults(value.get("fault") if isinstance(value, dict) else value)
+
+
+def _batch_faults(text: str) -> tuple[BatchFault, ...]:
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return parse_script(text).batch_faults
+    return parse_batch_faults(value.get("batch_fault") if isinstance(value, dict) else value)
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

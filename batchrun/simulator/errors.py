@@ -32,7 +32,7 @@ class Refusal:
         return {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
 
 
-_BILLING = "https://api.together.ai/settings/billing"
+BILLING = "https://api.together.ai/settings/billing"
 _MODELS = "https://api.together.ai/models"
 
 NO_KEY = Refusal(
@@ -42,7 +42,7 @@ NO_KEY = Refusal(
 )
 NO_CREDITS = Refusal(
     402,
-    f"Credit limit exceeded. Please navigate to {_BILLING} to add credit or upgrade your plan.",
+    f"Credit limit exceeded. Please navigate to {BILLING} to add credit or upgrade your plan.",
     type="credit_limit",
 )
 NO_SUCH_PATH = Refusal(404, "The simulator has no such endpoint.", code="not_found")

@@ -71,6 +71,10 @@ class Generation:
         good = scheme.lower() == "bearer" and key.strip() and key.strip() not in self._keys
         return None if good else errors.NO_KEY
 
+    def credits_ended(self) -> bool:
+        """Whether nothing more may be charged."""
+        return self.account.exhausted or self._script.credits_ended(self._moment(""))
+
     def _begin(self, script: Script) -> None:
         self._script = script
         self._script_began = (self.account.requests, time.monotonic())
@@ -126,7 +130,7 @@ class Generation:
                 return await self._spoiled(request, job.fault, b"", None)
             async with self._slots:
                 await self._take_time()
-            if self._settings.strict_in_flight and self._credits_ended():
+            if self._settings.strict_in_flight and self.credits_ended():
                 return await self._refuse(request, errors.NO_CREDITS)
             return await self._charge_and_reply(request, job)
         finally:
@@ -175,9 +179,6 @@ class Generation:
         self.account.charge(charge)
         self._limits_of(ask.model.id).use(used["total_tokens"], time.monotonic())
         return charge
-
-    def _credits_ended(self) -> bool:
-        return self.account.exhausted or self._script.credits_ended(self._moment(""))
 
     def _moment(self, content: str) -> Moment:
         requests, began = self._script_began

@@ -1,4 +1,4 @@
-"""The state file: one line for every charge, delivery and purchase. Nothing else knows its form."""
+"""The state file: a line for each charge, delivery and purchase, and for each change of a file or a batch job."""
 
 import fcntl
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from batchrun.simulator.batch_records import BatchDelivered, Job, StoredFile
 from batchrun.simulator.settings import SettingsError
 
 
@@ -16,7 +17,8 @@ class Charge:
     """One generation that was charged.
 
     `content` (of the last user message, or the prompt) and `body` (of the request as sent) are sha256 in hex.
-    `delivered` says that the reply was written whole and readable.
+    `delivered` says that the reply was written whole and readable, or that the line is in an output file that exists.
+    `batch` is the job's id and `custom_id` the line's, for a line of a batch.
     """
 
     number: int
@@ -29,6 +31,8 @@ class Charge:
     completion_tokens: int
     nano: int
     delivered: bool = False
+    batch: str = ""
+    custom_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,18 @@ class Purchase:
     top_up: bool  # false for the first purchase of an account
 
 
-Record = Charge | Delivered | Purchase
+BatchRecord = Job | StoredFile
+Record = Charge | Delivered | Purchase | BatchDelivered | BatchRecord
+
+_KINDS: dict[str, type[Record]] = {
+    "nano": Charge,
+    "bought": Purchase,
+    "delivered": Delivered,
+    "batch_delivered": BatchDelivered,
+    "job_id": Job,
+    "file_id": StoredFile,
+}
+"""The key that only this record has, but for a charge's `delivered`, which is why charges come first."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -101,8 +116,6 @@ def _open_locked(path: Path) -> int:
 
 def _record(value: object) -> Record:
     """The record a line stands for, told apart by the key only it has."""
-    if isinstance(value, dict) and "nano" in value:
-        return msgspec.convert(value, Charge)
-    if isinstance(value, dict) and "bought" in value:
-        return msgspec.convert(value, Purchase)
-    return msgspec.convert(value, Delivered)
+    keys = value if isinstance(value, dict) else {}
+    kind = next((kind for key, kind in _KINDS.items() if key in keys), Delivered)
+    return msgspec.convert(value, kind)

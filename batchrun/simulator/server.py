@@ -10,12 +10,20 @@ from aiohttp import web
 
 from batchrun.simulator import errors, misbehave
 from batchrun.simulator.account import Account
+from batchrun.simulator.batch_api import BatchApi
+from batchrun.simulator.batch_calls import Calls
+from batchrun.simulator.batch_faults import BatchFault
+from batchrun.simulator.batch_records import Job, StoredFile
+from batchrun.simulator.batches import Batches
 from batchrun.simulator.catalog import MODELS, listed
 from batchrun.simulator.control import Control
 from batchrun.simulator.errors import Refusal
 from batchrun.simulator.faults import Fault
+from batchrun.simulator.file_api import FileApi
+from batchrun.simulator.file_store import FileStore
 from batchrun.simulator.generation import Generation
-from batchrun.simulator.settings import Settings
+from batchrun.simulator.ledger import BatchRecord
+from batchrun.simulator.settings import Settings, SettingsError
 
 HOST = "127.0.0.1"
 _BACKLOG = 2_048  # connections may come all at once; a dropped one would wait a second
@@ -34,8 +42,7 @@ class Simulator:
         self._port = port
 
     async def __aenter__(self) -> Self:
-        self.account.open(self.settings.credits, self._state)
-        self._generation = Generation(self.settings, self.account)
+        self._open()
         self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_PATIENCE)
         try:
             await self._runner.setup()
@@ -75,9 +82,58 @@ class Simulator:
         """Return once so many generation requests have arrived, and each has been let in or refused."""
         await self.account.requests_reached.wait(count)
 
+    def play_batches(self, faults: Iterable[BatchFault]) -> None:
+        """Replace the batch faults; what was planned for the jobs there are stays."""
+        self._calls.play(faults)
+
+    def hold_batches(self) -> None:
+        """Leave every job where it is until `release_batches`."""
+        self.batches.hold()
+
+    def release_batches(self) -> None:
+        """Let the jobs go on."""
+        self.batches.release()
+
+    async def batched(self, count: int) -> None:
+        """Return once so many jobs have been created."""
+        await self.batches.created.wait(count)
+
+    async def batches_ended(self, count: int) -> None:
+        """Return once so many jobs have come to an end."""
+        await self.batches.ended.wait(count)
+
     async def _stop(self) -> None:
         await self._runner.cleanup()
-        self.account.close()
+        try:
+            await self.batches.close()
+        finally:
+            self._files.close()
+            self.account.close()
+
+    def _open(self) -> None:
+        """Take up the state file, if any, and put everything together."""
+        jobs: dict[str, Job] = {}
+        files: dict[str, StoredFile] = {}
+
+        def keep(record: BatchRecord) -> None:
+            if isinstance(record, Job):
+                jobs[record.job_id] = record
+            else:
+                files[record.file_id] = record
+
+        settings, account = self.settings, self.account
+        account.open(settings.credits, self._state, keep)
+        self._generation = Generation(settings, account)
+        self._calls = Calls(settings.batch_faults, self._generation.key_refusal, self._generation.credits_ended)
+        folder = None if self._state is None else self._state.with_name(f"{self._state.name}.files")
+        self._files = FileStore(folder, account.record)
+        try:
+            self._files.open(files.values())
+        except SettingsError:
+            account.close()
+            raise
+        self.batches = Batches(settings, account, self._files, self._calls)
+        self.batches.open(jobs.values())
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=_LARGEST_BODY)
@@ -85,7 +141,10 @@ class Simulator:
         app.router.add_post("/v1/completions", self._generation.completions)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v3/whoami", self._whoami)
-        Control(self._generation).add_routes(app)
+        FileApi(self.settings, self._files, self._calls).add_routes(app)
+        batch_api = BatchApi(self.settings, self.batches, self._files, self._calls)
+        batch_api.add_routes(app)
+        Control(self._generation, self.batches, batch_api, self._calls).add_routes(app)
         app.router.add_route("*", "/{path:.*}", self._nowhere)
         return app
 

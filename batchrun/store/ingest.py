@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from batchrun.records import BadRow, Request
+from batchrun.store.results import serve_unused
 from batchrun.store.store import Params, Statements, Store
 
 
@@ -19,11 +20,13 @@ class Change(msgspec.Struct, frozen=True):
     Attributes:
         unused: answers that were some row's and would be no row's any more.
         unused_nano: what they cost.
+        running: lines of running batches that were some row's and would be no row's any more.
         changed: whether any row changed.
     """
 
     unused: int
     unused_nano: int
+    running: int
     changed: bool
 
 
@@ -57,6 +60,7 @@ class Ingest:
     async def replace(self, sql: Statements) -> Change:
         """Inside a transaction: let the new rows be what is wanted, and give them what is paid for."""
         before, before_nano = await sql.one("linked") or (0, 0)
+        (waited,) = await sql.one("count_waiting") or (0,)
         dropped = await sql.execute("drop_rows", total=self._total)
         changed = bool(self._incoming or dropped)
         if self._incoming:
@@ -67,19 +71,23 @@ class Ingest:
         after, after_nano = (await sql.one("linked") or (0, 0)) if changed else (before, before_nano)
         if changed:
             await sql.recount()
-        return Change(before - after, before_nano - after_nano, changed)
+        (waits,) = await sql.one("count_waiting") or (0,)
+        return Change(before - after, before_nano - after_nano, max(0, waited - waits), changed)
 
     async def _match(self, sql: Statements) -> None:
-        """The k rows that want a digest take its k free replies; rows rejected before stay so."""
+        """The k rows that want a digest take its k free replies, then its lines; rows rejected before stay so."""
+        await sql.execute("unclaim_rows")
         unused = await sql.one("unused")
         if unused is not None and unused[0]:
-            for name in ("free_table", "free_index", "match", "settle_twice"):
-                await sql.execute(name)
+            await serve_unused(sql)
+        lines = await sql.one("has_lines")
+        if lines is not None and lines[0]:
+            await sql.execute("claim_rows")
         await sql.execute("match_rejections")
 
     async def end(self) -> None:
         """Drop what was only needed for the comparison."""
-        for name in ("drop_free", "drop_bad", "drop_incoming"):
+        for name in ("drop_bad", "drop_incoming"):
             await self._store.sql.execute(name)
 
 

@@ -1,4 +1,4 @@
--- Every query of the checkpoint, each under its name with a sentence.
+-- Every query of the checkpoint but those about batches, each under its name with a sentence.
 
 -- name: open_run
 -- A new start, with the token that fences its commits.
@@ -70,12 +70,13 @@ insert into source(path, size, mtime_ns, rows) values (:path, :size, :mtime_ns, 
 select digest from request where row >= :first and row < :first + :count order by row;
 
 -- name: pending
--- The next rows without an answer, in order.
-select row, digest from request where state = 0 and row > :after order by row limit :count;
+-- The next rows without an answer, with how many batches brought them none.
+select row, request.digest, coalesce(missed.times, 0) from request left join missed on missed.digest = request.digest
+where state = 0 and row > :after order by row limit :count;
 
 -- name: pending_leaders
 -- The same when identical rows share one answer: only the first of them is sent.
-select row, digest from request
+select row, request.digest, coalesce(missed.times, 0) from request left join missed on missed.digest = request.digest
 where state = 0 and row > :after and row not in (select row from temp.twin) order by row limit :count;
 
 -- name: add_paid

@@ -1,4 +1,4 @@
-"""The queries by name. A query stands in `queries.sql` under `-- name:` with a sentence, and ends before the next."""
+"""The queries by name. A query stands in a `.sql` file under `-- name:` with a sentence, and ends before the next."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from functools import cache
 from importlib import resources
 
 _NAME = "-- name:"
+_FILES = ("queries.sql", "batches.sql")
 
 
 @cache
 def queries() -> dict[str, str]:
-    """Every query of `queries.sql`, by its name, without comments."""
-    text = (resources.files(__package__) / "queries.sql").read_text(encoding="utf-8")
+    """Every query, by its name, without comments."""
+    text = "\n".join((resources.files(__package__) / name).read_text(encoding="utf-8") for name in _FILES)
     found: dict[str, str] = {}
     for part in text.split(_NAME)[1:]:
         name, _, body = part.partition("\n")

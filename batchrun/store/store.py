@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import msgspec
 from batchrun import door
 from batchrun.clock import Clock
 from batchrun.errors import StorageError, UsageError
+from batchrun.records import State
+from batchrun.rules.estimate import Gauge
 from batchrun.store import opening
 from batchrun.store.lock import Lock
 from batchrun.store.sql import query
@@ -33,10 +35,19 @@ class Hidden(msgspec.Struct, frozen=True):
     nano: int
 
 
+class Pending(msgspec.Struct, frozen=True, gc=False):
+    """A row without an answer: its number, what it asks for, and how many batches brought it none."""
+
+    row: int
+    digest: bytes
+    misses: int
+
+
 class Kept(msgspec.Struct, frozen=True):
-    """Rows by state, and what the checkpoint ever spent."""
+    """Rows by state, and what the checkpoint ever spent. `pending` counts all that is left, also what is in batches."""
 
     pending: int
+    submitted: int
     answered: int
     rejected: int
     replies: int
@@ -44,6 +55,13 @@ class Kept(msgspec.Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     cost_nano: int
+
+
+def kept_of(rows: Mapping[int, int], spend: Sequence[int]) -> Kept:
+    """Where a checkpoint stands, from its counters."""
+    submitted = rows.get(State.SUBMITTED, 0)
+    answered = rows.get(State.ANSWERED, 0) + rows.get(State.AGAIN, 0)
+    return Kept(rows.get(State.PENDING, 0) + submitted, submitted, answered, rows.get(State.REJECTED, 0), *spend)
 
 
 @contextlib.contextmanager
@@ -106,7 +124,7 @@ class Store:
         self.sql = Statements(connection)
         self._connection = connection
         self._lock = lock
-        self._token = os.urandom(16)
+        self.token = os.urandom(16)
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -174,7 +192,7 @@ class Store:
         if loss is not None:
             await self._connection.execute(query("add_event"), {"at_ms": now_ms, "kind": "loss", "detail": loss})
         await self._connection.execute(query("crash_open_runs"), {"now_ms": now_ms})
-        async with self._connection.execute(query("open_run"), {"now_ms": now_ms, "token": self._token}) as cursor:
+        async with self._connection.execute(query("open_run"), {"now_ms": now_ms, "token": self.token}) as cursor:
             row = await cursor.fetchone()
         self.run = int(row[0]) if row else 0
         await self._connection.execute("commit")
@@ -187,12 +205,12 @@ class Store:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def pending(self, page: int = 500, *, leaders: bool = False) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Pages of (row, digest) without an answer, in order; with `leaders`, only one row of identical ones."""
+    async def pending(self, page: int = 500, *, leaders: bool = False) -> AsyncIterator[list[Pending]]:
+        """Pages of rows without an answer, in order; with `leaders`, only one row of identical ones."""
         name, after = "pending_leaders" if leaders else "pending", -1
         while rows := await self.sql.all(name, after=after, count=page):
             after = rows[-1][0]
-            yield [(row, digest) for row, digest in rows]
+            yield [Pending(*row) for row in rows]
 
     async def hidden(self) -> Hidden:
         """What crashes and broken replies may have cost, over the life of the checkpoint."""
@@ -203,7 +221,21 @@ class Store:
         """Where the checkpoint stands, from its counters."""
         rows: dict[int, int] = {state: count for state, count in await self.sql.all("tally")}  # noqa: C416 - typed
         spend = await self.sql.one("spend") or (0, 0, 0, 0, 0)
-        return Kept(rows.get(0, 0) + rows.get(1, 0), rows.get(2, 0) + rows.get(4, 0), rows.get(3, 0), *spend)
+        return kept_of(rows, spend)
+
+    async def learned(self) -> str | None:
+        """What the pace of an earlier start found out, as it was written down."""
+        row = await self.sql.one("learned")
+        return None if row is None else row[0]
+
+    async def has_missed(self, times: int) -> bool:
+        """Whether any row came back from so many batches without an answer."""
+        row = await self.sql.one("has_missed", times=times)
+        return bool(row and row[0])
+
+    async def gauges(self) -> dict[str, Gauge]:
+        """Observed usage by the model that was asked for."""
+        return {model: Gauge(*sums) for model, *sums in await self.sql.all("gauges")}
 
     async def unpriced(self) -> list[tuple[str, int, int]]:
         """Models that answered at an unknown price, with the tokens of prompts and answers."""
@@ -236,7 +268,7 @@ class Store:
 
     async def _fence(self, kept: int, doubt_calls: int, doubt_nano: int) -> None:
         counts = {"kept": kept, "doubt_calls": doubt_calls, "doubt_nano": doubt_nano}
-        if await self.sql.execute("fence", run=self.run, token=self._token, **counts) != 1:
+        if await self.sql.execute("fence", run=self.run, token=self.token, **counts) != 1:
             raise StorageError(
                 "Another run has taken over this checkpoint; this one stops. What it counted is kept.",
                 "Let one run at a time write a checkpoint.",
@@ -245,7 +277,7 @@ class Store:
     async def raise_marks(self, calls: int, nano: int) -> None:
         """Commit the most calls in flight and the most nano-dollars reserved, before either may be used."""
         async with self.transaction() as sql:
-            await sql.execute("raise_marks", calls=calls, nano=nano, run=self.run, token=self._token)
+            await sql.execute("raise_marks", calls=calls, nano=nano, run=self.run, token=self.token)
 
     async def retry_rejections(self, fault: str | None = None, *, this_run: bool = False) -> int:
         """Put rejected rows back to pending, all or those of one fault or of this run; bad input rows stay.
@@ -283,7 +315,7 @@ class Store:
         async with self.transaction() as sql:
             await sql.execute(
                 "close_run", state=state, reason=reason, now_ms=self.now_ms(), learned=learned, run=self.run,
-                token=self._token, doubt_calls=doubt.calls, doubt_nano=doubt.nano,
+                token=self.token, doubt_calls=doubt.calls, doubt_nano=doubt.nano,
             )  # fmt: skip
         await self.release()
 

@@ -19,10 +19,11 @@ import zstandard
 
 from batchrun.errors import StorageError, UsageError
 from batchrun.records import Event, Outcome, State
+from batchrun.rules.estimate import Gauge
 from batchrun.store.bodies import Unpacker
 from batchrun.store.opening import APPLICATION_ID, described
 from batchrun.store.sql import migrations, query
-from batchrun.store.store import Hidden, Kept
+from batchrun.store.store import Hidden, Kept, kept_of
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -110,12 +111,7 @@ class View:
     def kept(self) -> Kept:
         """Rows by state and money, from the counters."""
         rows: dict[int, int] = dict(self._connection.execute(query("tally")).fetchall())
-        return Kept(
-            rows.get(State.PENDING, 0) + rows.get(State.SUBMITTED, 0),
-            rows.get(State.ANSWERED, 0) + rows.get(State.AGAIN, 0),
-            rows.get(State.REJECTED, 0),
-            *self._all("spend")[0],
-        )
+        return kept_of(rows, self._all("spend")[0])
 
     def hidden(self) -> Hidden:
         """What crashes and broken replies may have cost."""
@@ -133,6 +129,15 @@ class View:
         """Answers and tokens a second over the last so many seconds."""
         replies, tokens = self._all("pulse_since", ten_s=int((now - seconds) // 10))[0]
         return replies / seconds, tokens / seconds
+
+    def learned(self) -> str | None:
+        """What the pace of an earlier start found out, as it was written down."""
+        rows = self._all("learned")
+        return rows[0][0] if rows else None
+
+    def gauges(self) -> dict[str, Gauge]:
+        """Observed usage by the model that was asked for."""
+        return {model: Gauge(*sums) for model, *sums in self._all("gauges")}
 
     def spend_by_model(self) -> list[ModelSpend]:
         """Money and tokens by lane and model."""

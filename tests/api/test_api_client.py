@@ -16,7 +16,8 @@ import pytest
 
 from batchrun import door
 from batchrun.api import wire
-from batchrun.api.client import LARGEST_HEADER, Client
+from batchrun.api.client import Client
+from batchrun.api.connections import LARGEST_HEADER
 from batchrun.clock import RealClock
 from batchrun.job import Timeouts
 from batchrun.records import Broken, Completion, Endpoint, Reply, Request

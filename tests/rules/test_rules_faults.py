@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from batchrun.records import Broken, Fault, Refusal, Trouble
-from batchrun.rules.faults import trouble
+from batchrun.rules.faults import says_credits, trouble
 
 CREDITS = "Credit limit exceeded. Please add credit."
 LENGTH = "This model's maximum context length is 4096 tokens."
@@ -92,37 +92,37 @@ def test_too_many_requests_is_throttled_whatever_else_it_says():
         assert fault(429, message) is Fault.THROTTLED
 
 
+INNOCENT = [
+    "could not generate",
+    "Failed to generate a response for this request",
+    "temperature must be between 0 and 2",
+    "rate your answer from 1 to 5",
+    "accurate answers need moderate temperature",
+    "separate limits apply",
+    "the parameter `credit` is not known",
+    "credit cards are not accepted in this field",
+    "your quota parameter is misspelt",
+    "budget must be a number",
+    "budget has been exceededly well described",
+    "insufficient creditsworthiness",
+    "this remodel not founded",
+    "model must be a string",
+    "the model does not support tools",
+    "length must be positive",
+    "context must be an object",
+    "maximum context lengthening",
+    "max_tokens must be less than 100",
+    "overloaded operators are not supported",
+    "the server is overloadedly busy",
+    "capacity must be an integer",
+    "balance the parentheses",
+    "429 is not a valid seed",
+    "402",
+]
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
-@pytest.mark.parametrize(
-    "message",
-    [
-        "could not generate",
-        "Failed to generate a response for this request",
-        "temperature must be between 0 and 2",
-        "rate your answer from 1 to 5",
-        "accurate answers need moderate temperature",
-        "separate limits apply",
-        "the parameter `credit` is not known",
-        "credit cards are not accepted in this field",
-        "your quota parameter is misspelt",
-        "budget must be a number",
-        "budget has been exceededly well described",
-        "insufficient creditsworthiness",
-        "this remodel not founded",
-        "model must be a string",
-        "the model does not support tools",
-        "length must be positive",
-        "context must be an object",
-        "maximum context lengthening",
-        "max_tokens must be less than 100",
-        "overloaded operators are not supported",
-        "the server is overloadedly busy",
-        "capacity must be an integer",
-        "balance the parentheses",
-        "429 is not a valid seed",
-        "402",
-    ],
-)
+@pytest.mark.parametrize("message", INNOCENT)
 def test_innocent_words_are_a_bad_request(status: int, message: str):
     assert fault(status, message) is Fault.BAD_REQUEST
 
@@ -149,3 +149,60 @@ def test_a_call_that_broke_is_garbled_or_network(expected: Fault, *, garbled: bo
 def test_a_refusal_keeps_its_status_its_sentence_and_its_wait():
     seen = trouble(Refusal(429, "", "", LIMITED, 2.5))
     assert seen == Trouble(Fault.THROTTLED, 429, LIMITED, 2.5, maybe_paid=False)
+
+
+# --- lines of a batch's error file, which may name no status ---------------------------------------------------------
+
+LINES = [
+    (Fault.CREDITS, [CREDITS, "Crossed budget.", "Insufficient credits"], ["insufficient_quota", "credit_limit"]),
+    (Fault.MODEL_MISSING, [MODEL, "Invalid model specified"], ["invalid_model", "model_not_available"]),
+    (Fault.TOO_LONG, [LENGTH], ["context_length_exceeded"]),
+    (Fault.OVERLOADED, [BUSY, "Engine is overloaded"], []),
+    (Fault.THROTTLED, [LIMITED, "Rate limit reached", "Too many requests"], ["rate_limit_exceeded", "rate_limit"]),
+    (Fault.SERVER, ["Request timeout", "", "Input validation error"], ["timeout", "invalid_api_key", "402", "429", ""]),
+]
+
+
+@pytest.mark.parametrize(("expected", "message"), [(fault, word) for fault, words, _ in LINES for word in words])
+def test_without_a_status_whole_phrases_decide(expected: Fault, message: str):
+    assert fault(0, message) is expected
+    assert fault(0, f"line 3: {message.upper()} (sorry)") is expected
+
+
+@pytest.mark.parametrize(("expected", "code"), [(fault, code) for fault, _, codes in LINES for code in codes])
+def test_without_a_status_the_code_or_the_type_decides(expected: Fault, code: str):
+    assert fault(0, "It failed.", code=code) is expected
+    assert fault(0, "It failed.", kind=code) is expected
+
+
+@pytest.mark.parametrize("code", ["insufficient_quota", "credit_limit", ""])
+def test_without_a_status_a_sentence_that_says_rate_limit_is_throttled_and_not_credits(code: str):
+    assert fault(0, f"{LIMITED} {CREDITS}", code=code, kind=code) is Fault.THROTTLED
+
+
+@pytest.mark.parametrize("message", [*INNOCENT, "rate your answer", "an accurate limit", "too many requested items"])
+def test_without_a_status_innocent_words_are_the_servers_and_sent_again(message: str):
+    assert fault(0, message) is Fault.SERVER
+    assert not says_credits(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (CREDITS, True),
+        ("Batch failed: A POSITIVE CREDIT BALANCE IS REQUIRED to use this model.", True),
+        ("job would exceed: insufficient balance", True),
+        (f"{LIMITED} {CREDITS}", False),
+        ("error reading input file", False),
+        ("credit", False),
+        ("", False),
+    ],
+)
+def test_what_went_wrong_with_a_job_may_say_credits(message: str, expected: bool):
+    assert says_credits(message) is expected
+
+
+def test_a_trouble_without_a_status_has_none():
+    assert trouble(Refusal(0, "", "timeout", "Request timeout", None)) == Trouble(
+        Fault.SERVER, None, "Request timeout", None, maybe_paid=False
+    )

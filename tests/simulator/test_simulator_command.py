@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 
-from batchrun.cli.simulate import simulate
+from batchrun.cli.simulate import _discounts, _settings, simulate
 from batchrun.simulator import Fault, FaultKind, Headers, Settings, SettingsError
 from batchrun.simulator.settings import parse_script
 
@@ -80,6 +80,10 @@ async def test_without_json_it_says_in_two_lines_how_to_use_it():
         (["--script", "no-such.toml"], "no-such.toml: cannot be read"),
         (["--latency", "-1"], "latency must not be negative"),
         (["--state", "/no/such/folder/state"], "cannot be opened"),
+        (["--batch-speed", "0"], "batch_speed must be more than 0"),
+        (["--batch-discount", "0.5"], "write MODEL=0.5"),
+        (["--batch-discount", "m=half"], "write MODEL=0.5"),
+        (["--batch-discount", "m=2"], "the discount of m must be above 0"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line_with_exit_code_2(options, words):
@@ -87,6 +91,12 @@ def test_what_cannot_be_used_is_said_in_one_line_with_exit_code_2(options, words
     assert result.exit_code == 2
     assert words in result.output
     assert result.output.count("\n") == 1
+
+
+def test_batch_options_become_settings_beside_the_usual_discount():
+    settings = _settings(None, {"batch_speed": 5.0}, _discounts(("openai/gpt-oss-20b=0.25",)))
+    assert settings.batch_speed == 5
+    assert settings.batch_discounts == {"meta-llama/Llama-3.3-70B-Instruct-Turbo": 0.5, "openai/gpt-oss-20b": 0.25}
 
 
 def test_a_port_in_use_is_said_in_one_line_with_exit_code_2():

@@ -16,6 +16,7 @@ from batchrun.rules.canonical import digest
 from batchrun.store.ingest import Change, Ingest
 from batchrun.store.keeper import Keeper
 from batchrun.store.store import Hidden, Store
+from batchrun.store.till import Till
 
 CHILD = Path(__file__).parent / "store_child.py"
 PROVIDER = "simulated"
@@ -61,7 +62,8 @@ def answer(
     asked: Request, *, body: bytes = b'{"text": "yes"}', usage: Usage | None = USAGE, cost: int | None = 70,
     model: str = "m", finish: str = "stop", fault: Fault | None = None, latency_ms: int = 100, lane: Lane = Lane.LIVE,
 ) -> Answer:  # fmt: skip
-    return Answer(asked, Completion(body, model, finish, usage, fault), lane, cost, latency_ms, 1)
+    completion = Completion(body, model, finish, usage, fault)
+    return Answer(asked.row, asked.digest, asked.model, len(asked.body), completion, lane, cost, latency_ms, 1)
 
 
 def rejection(asked: Request, fault: Fault = Fault.BAD_REQUEST) -> Rejection:
@@ -95,7 +97,7 @@ async def want(store: Store, rows: Sequence[Any], chunk: int = 2000) -> Change:
 async def keeping(store: Store) -> AsyncIterator[Keeper]:
     """A keeper at work; at the end everything that waits is kept."""
     async with asyncio.TaskGroup() as group:
-        keeper = await Keeper.on(store)
+        keeper = Keeper(store, await Till.on(store))
         group.create_task(keeper.run())
         yield keeper
         keeper.close()

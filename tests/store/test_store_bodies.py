@@ -17,8 +17,8 @@ from store_support import answer, ask, closed, keep_all, keeping, number, opened
 from batchrun.errors import StorageError
 from batchrun.store import view as view_module
 from batchrun.store.bodies import LEVEL, SAMPLES, Packer, Unpacker, train
-from batchrun.store.keeper import Keeper
 from batchrun.store.store import Store
+from batchrun.store.till import Till
 from batchrun.store.view import View
 
 TEXT = "the of a light rain falls on quiet hills while seven birds count their small bright stones again"
@@ -150,7 +150,7 @@ async def test_a_damaged_dictionary_is_a_clear_line(content: bytes, tmp_path: Pa
         _ = list(view.outcomes())
     store = await opened(path)
     with contextlib.suppress(StorageError):  # or it is taken, and the replies packed with it can be read
-        await Keeper.on(store)
+        await Till.on(store)
     await store.release()
 
 

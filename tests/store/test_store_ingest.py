@@ -13,7 +13,7 @@ from store_support import answer, ask, closed, keep_all, number, opened, rejecti
 
 from batchrun.records import BadRow, Fault, Request
 from batchrun.rules.canonical import bad_digest
-from batchrun.store.store import Store
+from batchrun.store.store import Pending, Store
 
 
 def rows_of(keys: list[int]) -> list[Request]:
@@ -94,7 +94,7 @@ async def pay_some(store: Store, world: World, keys: list[int]) -> None:
     for item in items:
         if not hasattr(item, "fault"):
             world.newest += 1
-            world.paid[keys[item.request.row]].append(world.newest)
+            world.paid[keys[item.row]].append(world.newest)
     await keep_all(store, items)
 
 
@@ -231,7 +231,7 @@ async def test_an_answer_that_rows_share_counts_once_in_what_a_change_would_wast
     store = await opened(tmp_path / "c.db")
     await want(store, rows_of([1, 1, 1]))
     await find_twins(store)
-    assert [page async for page in store.pending(leaders=True)] == [[(0, request(0, 1).digest)]]
+    assert [page async for page in store.pending(leaders=True)] == [[Pending(0, request(0, 1).digest, 0)]]
     await keep_all(store, [answer(request(0, 1))])
     await share_with_twins(store)
     assert (await store.kept()).answered == 3

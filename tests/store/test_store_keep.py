@@ -149,8 +149,9 @@ async def test_cancelling_whoever_waits_does_not_take_the_answer_back(store: Sto
 async def test_closing_keeps_what_still_waits(store: Store) -> None:
     async with asyncio.TaskGroup() as group:
         from batchrun.store.keeper import Keeper
+        from batchrun.store.till import Till
 
-        keeper = await Keeper.on(store)
+        keeper = Keeper(store, await Till.on(store))
         waiting = [group.create_task(keeper.keep(answer(request(row)))) for row in range(5)]
         await asyncio.sleep(0)
         keeper.close()

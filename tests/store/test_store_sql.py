@@ -20,7 +20,8 @@ from batchrun.store import opening
 from batchrun.store.sql import migrations, queries
 
 ROOT = Path(batchrun.__file__).parent
-TEXT = (resources.files("batchrun.store") / "queries.sql").read_text(encoding="utf-8")
+FOLDER = resources.files("batchrun.store")
+TEXT = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in ("queries.sql", "batches.sql"))
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_every_query_can_be_prepared_on_an_empty_checkpoint(name: str, empty: sq
             with contextlib.suppress(sqlite3.OperationalError):  # made from a table that is the one under test
                 empty.execute(sql)
     sql = queries()[name]
-    parameters = dict.fromkeys(re.findall(r":([a-z_]+)", sql), 0)
+    parameters = dict.fromkeys(re.findall(r":([a-z_0-9]+)", sql), 0)
     assert empty.execute(f"explain {sql}", parameters).fetchall()
 
 

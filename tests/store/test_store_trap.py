@@ -40,7 +40,7 @@ def test_the_store_opens_files_by_hand_in_two_known_places() -> None:
     }  # fmt: skip
     assert {call for _, call in by_hand if call != "os.open"} <= {
         "Path('/proc/self/mounts').read_text",
-        "(resources.files(__package__) / 'queries.sql').read_text",
+        "(resources.files(__package__) / name).read_text",
         "(folder / name).read_text",
         "Path(f'{checkpoint}.lock').open",
     }

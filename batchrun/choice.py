@@ -1,0 +1,122 @@
+"""The choice of the lane for each model, put together from the job, the checkpoint and what is known of prices.
+
+What decides stands in `rules/route.py`; this only collects what it decides on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from batchrun import data
+from batchrun.errors import UsageError
+from batchrun.job import TOGETHER, Job, is_loopback
+from batchrun.records import Lane, Route
+from batchrun.rules import estimate, route
+from batchrun.rules.estimate import Gauge, Load
+from batchrun.rules.money import Tariff
+from batchrun.rules.pace import Learned
+from batchrun.rules.route import Part, Plan, Situation
+from batchrun.store.store import Kept
+
+
+class Known(msgspec.Struct, frozen=True):
+    """What the checkpoint knows.
+
+    Attributes:
+        kept: rows by state.
+        loads: what each model is asked for, over all rows.
+        gauges: observed usage by model.
+        learned: what the pace found out, by model.
+        spent: nano-dollars that count against --max-cost, None when nobody knows the prices.
+    """
+
+    kept: Kept
+    loads: Mapping[str, Load]
+    gauges: Mapping[str, Gauge]
+    learned: Mapping[str, Learned]
+    spent: int | None
+
+
+def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:
+    """What a start would do now.
+
+    Args:
+        job: what is asked for.
+        known: what the checkpoint knows.
+        tariff: prices and contexts.
+        now: seconds since the epoch.
+    """
+    kept = known.kept
+    left = kept.pending - kept.submitted
+    total = kept.pending + kept.answered + kept.rejected
+    parts = []
+    for model, load in sorted(known.loads.items()):
+        rest = load.scaled(left if len(known.loads) == 1 else round(load.rows * left / max(1, total)))
+        if rest.rows:
+            here = _situation(job, known, tariff, model, rest, now)
+            parts.append(Part(here, route.choose(here)))
+    notes: tuple[str, ...] = (f"{kept.submitted:,} rows are in batches already.",) if kept.submitted else ()
+    if len(known.loads) > 1 and left < total:
+        notes += ("What is left of each model is taken to be its share of all rows.",)
+    return Plan(tuple(parts), total, kept.answered, kept.rejected, notes)
+
+
+def _situation(job: Job, known: Known, tariff: Tariff, model: str, load: Load, now: float) -> Situation:
+    limits, found = job.limits, known.learned.get(model)
+    most = _most(tariff, model, load)
+    budget = None if limits.max_cost_nano is None else limits.max_cost_nano - (known.spent or 0)
+    return Situation(
+        model=model,
+        endpoint=job.asking.endpoint,
+        wish=job.route,
+        load=load,
+        estimate=estimate.tokens(load, known.gauges.get(model)),
+        price=tariff.prices.get(model),
+        discount=discount(job, model),
+        batchable=model not in data.not_batchable() or model in job.discounts,
+        has_batches=job.route is Route.BATCH or has_batches(job),
+        batch_lines=job.batching.lines,
+        live_rate=None if found is None else found.rate,
+        rate_cap=None if limits.rpm is None else limits.rpm / 60,
+        seconds_left=None if limits.deadline is None else limits.deadline - now,
+        most_nano=most,
+        budget_left=budget,
+    )
+
+
+def discount(job: Job, model: str) -> float:
+    """What a batch is billed at, as a factor of the price: the user's word, else the dated list, else the price."""
+    return job.discounts.get(model, data.discounts().get(model, 1.0))
+
+
+def has_batches(job: Job) -> bool:
+    """Whether the server is known to have a Batch API like Together's; one on this machine is taken to be like it."""
+    return job.simulate or job.provider == TOGETHER or is_loopback(job.base_url)
+
+
+def _most(tariff: Tariff, model: str, load: Load) -> int | None:
+    """The most these rows can cost at the full price; see `money.upper_bound`."""
+    price, context = tariff.prices.get(model), tariff.contexts.get(model)
+    if price is None or (load.open_ended and context is None):
+        return None
+    completion = load.max_tokens + load.open_ended * (context or 0)
+    return load.bytes * max(price.input, price.cached or 0) + completion * price.output
+
+
+def batch_models(chosen: Plan) -> frozenset[str]:
+    """The models whose rows go into batches.
+
+    Raises:
+        UsageError: the user asks for batches where there can be none.
+    """
+    models = set()
+    for part in chosen.models:
+        here, way = part.situation, part.choice.batch
+        if part.choice.lane is not Lane.BATCH:
+            continue
+        if not way.possible and here.load.oversized < here.load.rows:
+            raise UsageError(f"--route batch: {here.model}: {way.why_not}.", "Use --route auto or live.")
+        models.add(here.model)
+    return frozenset(models)

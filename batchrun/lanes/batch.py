@@ -1,0 +1,212 @@
+"""The batch lane: requests are packed into batches, and every batch is carried until it is over.
+
+How one batch goes forward is the `carrier`'s. Rows that a batch brought no answer for are pending again; the lane reads
+what is pending and packs it until nothing comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import msgspec
+
+from batchrun.files import lines
+from batchrun.job import Batching
+from batchrun.lanes.carrier import Carrier, Returned, Stay, batch_folder
+from batchrun.lanes.errands import Errands
+from batchrun.lanes.lane import Counts
+from batchrun.lanes.packing import Packer
+from batchrun.lanes.quota import LocalQuota
+from batchrun.records import Fault, ParkReason, Rejection, Request
+from batchrun.rules import remote
+from batchrun.rules.pack import Bounds
+from batchrun.rules.remote import BatchState
+from batchrun.store import batches
+from batchrun.store.keeper import Item
+from batchrun.store.store import Store
+
+
+class Asked(msgspec.Struct, frozen=True, gc=False):
+    """A request, and how many batches brought it no answer."""
+
+    request: Request
+    misses: int
+
+
+Pass = Callable[[], AsyncGenerator[Asked]]
+Keep = Callable[[Item], Awaitable[None]]
+Probe = Callable[[Request], Awaitable[None]]
+
+
+class BatchLane:
+    """Packs, and lets batches be carried, until there is nothing left to wait for.
+
+    Attributes:
+        packing: whether rows are being packed that are still pending in the checkpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        carrier: Carrier,
+        errands: Errands,
+        quota: LocalQuota,
+        counts: Counts,
+        keep: Keep,
+        probe: Probe,
+        packed: Callable[[], None],
+        terms: Batching,
+        stay: Stay,
+    ) -> None:
+        self._store = store
+        self._carrier = carrier
+        self._errands = errands
+        self._quota = quota
+        self._counts = counts
+        self._keep = keep
+        self._probe = probe
+        self._packed = packed
+        self._terms = terms
+        self._stay = stay
+        self._folder = batch_folder(store.path)
+        self._packer = Packer(self._folder, Bounds(terms.lines))
+        self._carrying = 0
+        self._came_back = False
+        self._suspicious = False
+        self._anew = False
+        self.packing = False
+
+    def returned(self, returned: Returned) -> None:
+        """A batch is over and brought nothing for some of its lines."""
+        self._came_back = True
+        self._suspicious = self._suspicious or returned.suspicious
+
+    def pack_anew(self) -> None:
+        """Other rows than before are to be packed: begin again with what is pending."""
+        self._anew = self._came_back = True
+        self._errands.wake()
+
+    def turn(self) -> None:
+        """Let what is in batches go another way; what they have finished is kept."""
+        self._carrier.turning = True
+        self._errands.wake()
+
+    async def run(self, requests: Pass) -> None:
+        """Carry what is at the provider, pack what is pending, and go on until nothing comes back."""
+        unfinished = await batches.unfinished(self._store)
+        lines.sweep(self._folder, await batches.files_needed(self._store))
+        if self._terms.delete_remote:
+            await self._carrier.delete_remote()
+        async with asyncio.TaskGroup() as tasks:
+            for batch in unfinished:
+                self._carry(batch, tasks)
+            await self._feed(requests, tasks)
+        if any(batch.state is not BatchState.ABANDONED for batch in self._carrier.open.values()):
+            self._quota.park(ParkReason.REMOTE, self._left_running())
+
+    async def _feed(self, requests: Pass, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            self._came_back = self._anew = False
+            if self._may_pack():
+                await self._pack_all(requests, tasks)
+            while self._carrying and not self._came_back and self._quota.parked is None:
+                await self._errands.pause(math.inf)
+            self._anew = False
+            if not self._came_back or not self._may_pack():
+                return
+
+    async def _pack_all(self, requests: Pass, tasks: asyncio.TaskGroup) -> None:
+        self.packing = True
+        try:
+            await self._pack(requests, tasks)
+        finally:
+            self._quota.unhold(self._packer.discard(), 0)
+            self.packing = False
+            self._packed()
+
+    def _may_pack(self) -> bool:
+        return (
+            not self._anew
+            and self._stay is not Stay.COLLECT
+            and not self._carrier.turning
+            and self._quota.parked is None
+        )
+
+    async def _pack(self, requests: Pass, tasks: asyncio.TaskGroup) -> None:
+        async with contextlib.aclosing(requests()) as stream:
+            async for asked in stream:
+                if not self._may_pack():
+                    return
+                if asked.misses >= remote.MOST_MISSES:
+                    await self._reject(asked)
+                elif self._suspicious:
+                    self._suspicious = False
+                    await self._probe(asked.request)
+                elif not await self._add(asked.request, tasks):
+                    return
+        for model in self._packer.models:
+            if not await self._submit(model, tasks):
+                return
+
+    async def _add(self, request: Request, tasks: asyncio.TaskGroup) -> bool:
+        """Pack it; False when no more can be packed in this start."""
+        if self._packer.is_full(request) and not await self._submit(request.model, tasks):
+            return False
+        bound = self._quota.bound(request)
+        while not self._quota.hold(bound):
+            if self._packer.models:
+                for model in self._packer.models:
+                    if not await self._submit(model, tasks):
+                        return False
+            elif not self._quota.may_come_back:
+                self._quota.out_of_budget("row", bound)
+                return False
+            else:
+                await self._errands.pause(self._terms.poll)
+            if not self._may_pack():
+                return False
+        self._packer.add(request, bound)
+        return self._quota.parked is None
+
+    async def _submit(self, model: str, tasks: asyncio.TaskGroup) -> bool:
+        """Write the open file of this model down as a batch, once there is room for one more at the provider."""
+        while self._running() >= self._terms.at_once:
+            if self._stay is not Stay.WAIT:
+                return False
+            await self._errands.pause(math.inf)
+            if not self._may_pack():
+                return False
+        draft = await self._packer.close(model)
+        self._carry(await batches.plan(self._store, draft), tasks)
+        return True
+
+    def _running(self) -> int:
+        return sum(batch.state is not BatchState.ABANDONED for batch in self._carrier.open.values())
+
+    def _carry(self, batch: remote.RemoteBatch, tasks: asyncio.TaskGroup) -> None:
+        self._carrying += 1
+        self._carrier.open[batch.id] = batch
+        tasks.create_task(self._carried(batch))
+
+    async def _carried(self, batch: remote.RemoteBatch) -> None:
+        try:
+            await self._carrier.carry(batch)
+        finally:
+            self._carrying -= 1
+            self._errands.wake()
+
+    async def _reject(self, asked: Asked) -> None:
+        """Under --route batch a row does not go live: it is given up."""
+        message = f"{asked.misses} batches brought no answer for it."
+        request = asked.request
+        await self._keep(Rejection(request.row, request.digest, Fault.SERVER, None, message, asked.misses))
+        self._counts.rejected += 1
+        self._quota.rejected(Fault.SERVER, message)
+
+    def _left_running(self) -> str:
+        left = [batch for batch in self._carrier.open.values() if batch.state is not BatchState.ABANDONED]
+        rows = sum(batch.left for batch in left)
+        return f"{len(left)} batch{'' if len(left) == 1 else 'es'} with {rows:,} rows at the provider."

@@ -1,0 +1,351 @@
+"""Pass 2: what is pending goes out by the lanes chosen for it, until nothing is left or the run has to stop.
+
+Each row belongs to one lane at a time: the filters of the two never let the same row through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+from batchrun import choice, output, terms
+from batchrun.api.client import Client
+from batchrun.api.remote import Remote
+from batchrun.clock import Clock
+from batchrun.errors import InputError
+from batchrun.files.prompt import Prompter
+from batchrun.files.source import Reader
+from batchrun.job import Job, allowed_rejections
+from batchrun.lanes.batch import Asked, BatchLane
+from batchrun.lanes.carrier import Carrier, Provider, Returned, Stay
+from batchrun.lanes.errands import Board, Errands
+from batchrun.lanes.lane import Counts, Parked
+from batchrun.lanes.live import LiveLane
+from batchrun.lanes.quota import LocalQuota
+from batchrun.lanes.uploading import Uploader
+from batchrun.records import BadRow, BatchStanding, ParkReason, Request, Route, Trouble, Usage
+from batchrun.rules import route
+from batchrun.rules.money import Tariff
+from batchrun.rules.pack import fits_a_line
+from batchrun.rules.remote import MOST_MISSES
+from batchrun.rules.route import Plan
+from batchrun.store import batches
+from batchrun.store.keeper import Keeper
+from batchrun.store.store import Kept, Pending, Store
+from batchrun.store.till import Till
+from batchrun.wanted import Wanted
+
+Announce = Callable[[Plan], None]
+
+# Seconds between two looks at whether live calls can still make the deadline.
+_LOOK_EVERY = 1.0
+
+
+class Sending:
+    """One start's sending.
+
+    Attributes:
+        counts: what it has brought so far.
+        quota: pace, money and the stop flag; None until prices are known.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        key: str | None,
+        clock: Clock,
+        store: Store,
+        settled: Wanted,
+        start: Kept,
+        *,
+        leaving: bool,
+        announce: Announce,
+    ) -> None:
+        self._job = job
+        self._key = key
+        self._clock = clock
+        self._store = store
+        self._settled = settled
+        self._start = start
+        self._leaving = leaving
+        self._announce = announce
+        self._may_go_live = job.route is not Route.BATCH
+        self._batch_models: frozenset[str] = frozenset()
+        self._turned = False
+        self._more_live = False
+        self._batches_done = True
+        self._news = asyncio.Event()
+        self._failure: InputError | None = None
+        self._lanes_task: asyncio.Task[None] | None = None
+        self._carrier: Carrier | None = None
+        self._batch_lane: BatchLane | None = None
+        self.counts = Counts()
+        self.quota: LocalQuota | None = None
+
+    @property
+    def batches(self) -> tuple[BatchStanding, ...]:
+        """Batches that are not over."""
+        return self._carrier.standing() if self._carrier is not None else ()
+
+    def cancel(self) -> bool:
+        """End at once, if it has begun; what is in flight is lost."""
+        return self._lanes_task is not None and self._lanes_task.cancel()
+
+    async def go(self, *, interrupted: Callable[[], bool]) -> Parked | None:
+        """Send what is pending; why it stopped, None when nothing is left to send.
+
+        Raises:
+            BatchrunError: something it cannot go on from.
+        """
+        job, store, clock = self._job, self._store, self._clock
+        async with Client(job.base_url, self._key, job.timeouts, clock) as client:
+            loads = self._settled.seen.loads
+            tariff = await terms.tariff(client, job, loads)
+            known = choice.Known(
+                self._start, loads, await store.gauges(), terms.learned(await store.learned()),
+                await terms.spent(store, job, tariff),
+            )  # fmt: skip
+            chosen = choice.plan(job, known, tariff, clock.now())
+            self._batch_models = choice.batch_models(chosen)
+            self._announce(chosen)
+            till = await Till.on(store)
+            keeper = Keeper(store, till)
+            quota = self.quota = await self._quota(tariff, known, keeper)
+            quota.when_parked(self._news.set)
+            if interrupted():
+                quota.park(ParkReason.INTERRUPTED, "Interrupted.")
+            live = self._live_lane(client, quota, keeper, tariff)
+            self._batch_lane = await self._batches(client, quota, keeper, till, tariff)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(keeper.run())
+                self._lanes_task = group.create_task(self._lanes(live))
+                await asyncio.wait({self._lanes_task})
+                keeper.close()
+            self._lanes_task = None
+        if self._failure is not None:
+            raise self._failure
+        if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
+            await store.retry_rejections(quota.parked.fault, this_run=True)
+        return quota.parked
+
+    # --- putting together --------------------------------------------------------------------------------------------
+
+    async def _quota(self, tariff: Tariff, known: choice.Known, keeper: Keeper) -> LocalQuota:
+        limits, start = self._job.limits, self._start
+        return LocalQuota(
+            limits,
+            self._clock,
+            tariff,
+            spent=known.spent or 0,
+            raise_marks=self._store.raise_marks,
+            note=keeper.note,
+            learned=known.learned,
+            rejected=start.rejected,
+            allowed=allowed_rejections(limits.max_rejected, start.pending + start.answered + start.rejected),
+            ceiling=terms.ceiling(limits.concurrency),
+            held=await batches.reserved(self._store),
+            leaving=self._stay is not Stay.WAIT,
+        )
+
+    def _live_lane(self, client: Client, quota: LocalQuota, keeper: Keeper, tariff: Tariff) -> Callable[[], LiveLane]:
+        return lambda: LiveLane(
+            client, quota, keeper.keep, self._clock, tariff,
+            job_model=self._job.asking.model, patience=self._job.limits.overload_patience, counts=self.counts,
+        )  # fmt: skip
+
+    async def _batches(
+        self, client: Client, quota: LocalQuota, keeper: Keeper, till: Till, tariff: Tariff
+    ) -> BatchLane | None:
+        """The batch lane, when there is anything for it to do."""
+        job, store, clock = self._job, self._store, self._clock
+        left_behind = job.batching.delete_remote and bool(await batches.left_remote(store))
+        if not self._batch_models and not left_behind and not await batches.unfinished(store):
+            return None
+
+        def cost(model: str, usage: Usage | None) -> int | None:
+            full = tariff.cost(model, usage)
+            return None if full is None else math.ceil(full * choice.discount(job, model))
+
+        remote = Remote(client)
+        errands = Errands(quota, clock, job.limits.overload_patience, remote.key_works)
+        board = Board(errands, remote.jobs, clock)
+        provider = Provider(remote, board, errands, Uploader(remote, errands), client.redacted)
+        self._carrier = Carrier(
+            store, till, provider, quota, clock, self.counts, job.batching, self._stay, cost,
+            job_model=job.asking.model, may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
+            on_returned=self._returned, on_refused=self._refused,
+        )  # fmt: skip
+        probing = self._live_lane(client, quota, keeper, tariff)
+        self._batches_done = False
+        return BatchLane(
+            store, self._carrier, errands, quota, self.counts, keeper.keep,
+            lambda request: probing().run(_one(request)), self._news.set, job.batching, self._stay,
+        )  # fmt: skip
+
+    @property
+    def _past(self) -> bool:
+        deadline = self._job.limits.deadline
+        return deadline is not None and self._clock.now() >= deadline
+
+    @property
+    def _stay(self) -> Stay:
+        if self._past:
+            return Stay.COLLECT
+        return Stay.LEAVE if self._leaving else Stay.WAIT
+
+    # --- the lanes ---------------------------------------------------------------------------------------------------
+
+    async def _lanes(self, live: Callable[[], LiveLane]) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            lane = self._batch_lane
+            past = self._past
+            if lane is not None and self._job.route is Route.LIVE:
+                self._turn()
+            working = {tasks.create_task(self._send_batches(lane))} if lane is not None else set()
+            if not past:
+                working.add(tasks.create_task(self._send_live(live)))
+            watch = tasks.create_task(self._watch_deadline())
+            await asyncio.wait(working)
+            watch.cancel()
+            if past:
+                self._park_deadline()
+
+    async def _send_batches(self, lane: BatchLane) -> None:
+        try:
+            await lane.run(lambda: self._pending(lambda asked: not self._goes_live(asked)))
+        finally:
+            self._batches_done = True
+            self._news.set()
+
+    async def _send_live(self, live: Callable[[], LiveLane]) -> None:
+        """Pass after pass over what is pending, for as long as batches may give rows back."""
+        lane, more = live(), await self._starts_live()
+        while self._parked() is None:
+            if more:
+                stream = self._pending(self._goes_live)
+                async with contextlib.aclosing(stream):
+                    await lane.run(_requests(stream))
+            more = await self._more()
+            if not more:
+                return
+
+    async def _starts_live(self) -> bool:
+        """Whether any row goes live from the start; looking for them means reading the whole input."""
+        loads = self._settled.seen.loads
+        if not loads.keys() <= self._batch_models or any(load.oversized for load in loads.values()):
+            return True
+        return self._may_go_live and await self._store.has_missed(MOST_MISSES)
+
+    async def _more(self) -> bool:
+        """Wait until rows go live that were in batches; False when that cannot happen any more."""
+        while self._parked() is None:
+            if self._more_live and not (self._batch_lane is not None and self._batch_lane.packing):
+                self._more_live = False
+                if self._turned or not self._batch_models or await self._store.has_missed(MOST_MISSES):
+                    return True
+            elif self._batches_done:
+                return False
+            else:
+                self._news.clear()
+                await self._news.wait()
+        return False
+
+    def _goes_live(self, asked: Asked) -> bool:
+        request = asked.request
+        if request.model not in self._batch_models or not fits_a_line(request.body):
+            return True
+        return self._may_go_live and (self._turned or asked.misses >= MOST_MISSES)
+
+    def _parked(self) -> Parked | None:
+        return self.quota.parked if self.quota is not None else None
+
+    # --- from batches to live ----------------------------------------------------------------------------------------
+
+    def _returned(self, returned: Returned) -> None:
+        """Lines came back without an outcome."""
+        if self._batch_lane is not None:
+            self._batch_lane.returned(returned)
+        if self._may_go_live:
+            self._more_live = True
+            self._news.set()
+
+    def _refused(self, model: str, trouble: Trouble) -> None:
+        """The provider makes no batches of this model: its rows go live, or nowhere."""
+        if self._may_go_live:
+            self._batch_models -= {model}
+            self._more_live = True
+            self._news.set()
+            if self._batch_lane is not None:
+                self._batch_lane.pack_anew()
+        elif self.quota is not None:
+            self.quota.park(ParkReason.HOPELESS, f"The provider makes no batch of this: {trouble.message}")
+
+    def _turn(self) -> None:
+        """What is in batches goes live; what they have finished is kept."""
+        self._turned = self._more_live = True
+        if self._batch_lane is not None:
+            self._batch_lane.turn()
+        self._news.set()
+
+    async def _watch_deadline(self) -> None:
+        """Turn while live calls can still make it, and stop at the deadline."""
+        deadline = self._job.limits.deadline
+        if deadline is None or self._past:
+            return
+        began = self._clock.now()
+        while (now := self._clock.now()) < deadline:
+            turn_at = self._turn_at(deadline, began)
+            if self._may_go_live and not self._turned and not self._batches_done and now >= turn_at:
+                await self._store.note("deadline", "batches are cancelled: what is left can still be done live")
+                self._turn()
+            await self._clock.sleep(min(deadline - now, _LOOK_EVERY))
+        self._park_deadline()
+
+    def _turn_at(self, deadline: float, began: float) -> float:
+        rows: dict[str, int] = {}
+        for standing in self.batches:
+            rows[standing.model] = rows.get(standing.model, 0) + standing.lines
+        rates = {model: self.quota.rate(model) if self.quota is not None else None for model in rows}
+        cap = None if self._job.limits.rpm is None else self._job.limits.rpm / 60
+        needed = max((route.live_seconds(count, rates[model], cap) for model, count in rows.items()), default=0.0)
+        return route.turn_at(deadline, began, needed)
+
+    def _park_deadline(self) -> None:
+        if self.quota is not None:
+            self.quota.park(ParkReason.DEADLINE, "The deadline has passed.")
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+
+    async def _pending(self, wanted: Callable[[Asked], bool]) -> AsyncGenerator[Asked]:
+        """Rows without an answer, made into requests again and checked against what pass 1 wanted."""
+        reader, prompter = Reader(self._settled.files), Prompter(self._job.asking)
+        try:
+            async for page in self._store.pending(leaders=self._job.dedupe):
+                for row, pending in zip(reader.take([seen.row for seen in page]), page, strict=True):
+                    asked = Asked(_as_wanted(prompter.request(row), pending), pending.misses)
+                    if wanted(asked):
+                        yield asked
+        except InputError as error:
+            # Calls in flight finish and are kept; the error is raised when they have.
+            self._failure = error
+            if self.quota is not None:
+                self.quota.park(ParkReason.INTERRUPTED, error.message)
+        finally:
+            reader.close()
+
+
+async def _requests(stream: AsyncIterator[Asked]) -> AsyncIterator[Request]:
+    async for asked in stream:
+        yield asked.request
+
+
+async def _one(request: Request) -> AsyncIterator[Request]:
+    yield request
+
+
+def _as_wanted(request: Request | BadRow, pending: Pending) -> Request:
+    if isinstance(request, BadRow) or request.digest != pending.digest:
+        raise InputError(output.CHANGED, output.AGAIN)
+    return request

@@ -1,0 +1,183 @@
+-- The queries about batches at the provider.
+
+-- name: add_batch
+-- A batch as planned.
+insert into batch(model, file_name, nonce, lines, size, sha256, reserved_nano, planned_ms)
+values (:model, :file_name, :nonce, :lines, :size, :sha256, :reserved_nano, :planned_ms) returning id;
+
+-- name: add_line
+-- One of its lines.
+insert into batch_line(batch, line, digest, size) values (:batch, :line, :digest, :size);
+
+-- name: take_row
+-- The row that the line was made from waits for the batch now.
+update request set state = 1 where row = :row and digest = :digest and state = 0;
+
+-- name: read_batches
+-- Batches as written down, or one of them, with the lines that have no outcome yet.
+select id, state, model, file_name, nonce, lines,
+       (select count(*) from batch_line where batch_line.batch = batch.id and outcome = 0),
+       size, sha256, reserved_nano, planned_ms, file_id, creating_ms, creates, excuse
+from batch
+where id = :batch or (:batch is null and state <> 'collected'
+                      and exists (select 1 from batch_line where batch_line.batch = batch.id))
+order by id;
+
+-- name: read_jobs
+-- The provider's jobs on a batch's file, as they were first seen.
+select id, status, progress, output_file_id, error_file_id, error, seen_ms, moved_ms, cancelled_ms, collected_ms
+from batch_job where batch = :batch order by seen_ms, id;
+
+-- name: set_uploading
+-- The upload may begin.
+update batch set state = 'uploading' where id = :batch and state in ('planned', 'uploading');
+
+-- name: set_uploaded
+-- The provider has the file.
+update batch set state = 'uploaded', file_id = :file_id where id = :batch and state = 'uploading';
+
+-- name: set_creating
+-- A create is about to go out.
+update batch set state = 'creating', creating_ms = :now_ms, creates = creates + 1
+where id = :batch and state in ('uploaded', 'creating');
+
+-- name: set_uncreated
+-- The provider refused the create, so there is no job.
+update batch set state = 'uploaded' where id = :batch and state = 'creating';
+
+-- name: set_running
+-- The provider has told of a job on the file.
+update batch set state = 'running' where id = :batch and state in ('uploaded', 'creating');
+
+-- name: set_excuse
+-- Why its lines may come back without it being their fault.
+update batch set excuse = :excuse where id = :batch;
+
+-- name: set_over
+-- It is collected or abandoned.
+update batch set state = :state, ended_ms = :now_ms where id = :batch;
+
+-- name: set_left_remote
+-- Whether its files are still at the provider.
+update batch set left_remote = :left where id = :batch;
+
+-- name: told_job
+-- What the provider said of a job; true when anything changed.
+insert into batch_job(id, batch, status, progress, output_file_id, error_file_id, error, seen_ms, moved_ms)
+values (:id, :batch, :status, :progress, :output_file_id, :error_file_id, :error, :now_ms, :now_ms)
+on conflict (id) do update set status = excluded.status, progress = excluded.progress,
+  output_file_id = excluded.output_file_id, error_file_id = excluded.error_file_id, error = excluded.error,
+  moved_ms = case when status is excluded.status and progress is excluded.progress then moved_ms else :now_ms end;
+
+-- name: cancel_job
+-- We are about to ask for its cancelling.
+update batch_job set cancelled_ms = :now_ms where id = :id;
+
+-- name: collected_job
+-- What it left has been taken.
+update batch_job set collected_ms = :now_ms where id = :id;
+
+-- name: lines_of
+-- Some lines of a batch, by number, with what they have been through.
+select line, batch_line.digest, size, outcome, coalesce(missed.times, 0)
+from batch_line left join missed on missed.digest = batch_line.digest
+where batch = :batch and line in (select value from json_each(:lines));
+
+-- name: set_outcome
+-- A line has its answer or its rejection.
+update batch_line set outcome = :outcome where batch = :batch and line = :line;
+
+-- name: arrived_table
+-- What lines brought, to be given to rows that wait for it.
+create temp table arrived(line integer primary key, digest blob not null, state integer not null, answer integer);
+
+-- name: add_arrived
+-- One of them.
+insert or replace into temp.arrived(line, digest, state, answer) values (:line, :digest, :state, :answer);
+
+-- name: lines_back
+-- Lines without an outcome bring nothing: their rows are pending again.
+insert into temp.arrived(line, digest, state, answer)
+select line, digest, 0, null from batch_line where batch = :batch and outcome = 0;
+
+-- name: settle_arrived
+-- The k rows that wait for a digest take what k lines brought, answers first.
+update request set state = matched.state, answer = matched.answer
+from (select wanted.row, arrived.state, arrived.answer from
+        (select row, digest, row_number() over (partition by digest order by row) as nth
+         from request where state = 1 and digest in (select digest from temp.arrived)) as wanted
+      join (select digest, state, answer,
+                   row_number() over (partition by digest order by state = 2 desc, state desc, line) as nth
+            from temp.arrived) as arrived on arrived.digest = wanted.digest and arrived.nth = wanted.nth) as matched
+where request.row = matched.row;
+
+-- name: drop_arrived
+-- The table goes when its lines are settled.
+drop table if exists temp.arrived;
+
+-- name: mark_surplus
+-- A reply whose line had its answer already was paid twice.
+update paid set surplus = 'twice' where id = :id;
+
+-- name: count_misses
+-- Lines that came back without an answer, to be counted against what they ask.
+insert into missed(digest, times) select distinct digest, :times from batch_line where batch = :batch and outcome = 0
+on conflict (digest) do update set times = times + excluded.times;
+
+-- name: has_missed
+-- Whether any of them came back so often.
+select exists (select 1 from missed where times >= :times);
+
+-- name: forget_lines
+-- A batch that is over needs its lines no more.
+delete from batch_line where batch = :batch;
+
+-- name: claim_rows
+-- After a rebuild: rows that ask for what a running line asks for wait for it.
+update request set state = 1
+from (select wanted.row from
+        (select row, digest, row_number() over (partition by digest order by row) as nth
+         from request where state = 0 and digest in (select digest from batch_line where outcome = 0)) as wanted
+      join (select digest, row_number() over (partition by digest order by batch, line) as nth
+            from batch_line join batch on batch.id = batch_line.batch
+            where outcome = 0 and batch.state not in ('collected', 'abandoned')) as line
+        on line.digest = wanted.digest and line.nth = wanted.nth) as claimed
+where request.row = claimed.row;
+
+-- name: unclaim_rows
+-- Before a rebuild no row waits for a batch: rows and lines are matched anew.
+update request set state = 0 where state = 1;
+
+-- name: count_waiting
+-- Rows that wait for a batch.
+select count(*) from request where state = 1;
+
+-- name: has_lines
+-- Whether any batch is not over.
+select exists (select 1 from batch_line);
+
+-- name: reserved_by_batches
+-- Nano-dollars set aside for batches that are not over.
+select coalesce(sum(reserved_nano), 0) from batch where state not in ('collected', 'abandoned');
+
+-- name: files_kept
+-- Files on this machine that a batch still needs.
+select file_name from batch where state not in ('collected', 'abandoned');
+
+-- name: left_remote
+-- Batches that have files at the provider.
+select id, state, file_id from batch where left_remote = 1 order by id;
+
+-- name: count_gauge
+-- Sums of observed usage, by the model that was asked for.
+insert into gauge(model, replies, bytes, prompt_tokens, bytes_sq, bytes_tokens, completion_tokens, completion_sq)
+values (:model, :replies, :bytes, :prompt_tokens, :bytes_sq, :bytes_tokens, :completion_tokens, :completion_sq)
+on conflict (model) do update set replies = replies + excluded.replies, bytes = bytes + excluded.bytes,
+  prompt_tokens = prompt_tokens + excluded.prompt_tokens, bytes_sq = bytes_sq + excluded.bytes_sq,
+  bytes_tokens = bytes_tokens + excluded.bytes_tokens,
+  completion_tokens = completion_tokens + excluded.completion_tokens,
+  completion_sq = completion_sq + excluded.completion_sq;
+
+-- name: gauges
+-- All of them.
+select model, replies, bytes, prompt_tokens, bytes_sq, bytes_tokens, completion_tokens, completion_sq from gauge;

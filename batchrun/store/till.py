@@ -1,0 +1,143 @@
+"""Books paid replies: numbers them in order of payment, packs their bodies, and moves the counters of money and tokens.
+
+Which row a reply answers is not its affair: `keeper` links live answers by row, `results` those of a batch by digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+from batchrun.records import Answer
+from batchrun.store.bodies import Packer, train
+from batchrun.store.store import Params, Statements, Store
+
+_PULSE_SECONDS = 10
+_PULSE_KEPT = 600
+
+_COUNTED = ("replies", "unpriced", "prompt_tokens", "completion_tokens", "cost_nano")
+_GAUGED = ("replies", "bytes", "prompt_tokens", "bytes_sq", "bytes_tokens", "completion_tokens", "completion_sq")
+
+
+class Till:
+    """What every way of keeping answers shares; used inside a transaction of the store."""
+
+    def __init__(self, store: Store, packer: Packer, names: dict[str, int]) -> None:
+        self._store = store
+        self._packer = packer
+        self._names = names
+        self._slice = 0
+
+    @classmethod
+    async def on(cls, store: Store) -> Till:
+        """A till for this checkpoint, with what it already knows."""
+        dictionaries = {number: content for number, content in await store.sql.all("dictionaries")}  # noqa: C416 - typed
+        names = {text: number for number, text in await store.sql.all("names")}
+        return cls(store, Packer(dictionaries), names)
+
+    async def book(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> range:
+        """Write the replies with bodies and counters; returns their numbers, in the same order."""
+        await self._learn_names(sql, answers)
+        (newest,) = await sql.one("paid_newest") or (0,)
+        numbers = range(newest + 1, newest + 1 + len(answers))
+        numbered = list(zip(numbers, answers, strict=True))
+        await sql.many("add_paid", [self._paid(number, answer, now_ms) for number, answer in numbered])
+        await sql.many("add_body", [self._body(number, answer) for number, answer in numbered])
+        await self._count(sql, answers, now_ms)
+        return numbers
+
+    def forget(self) -> None:
+        """The transaction was rolled back: names that were added in it are to be added again."""
+        self._names.clear()
+
+    def _paid(self, number: int, answer: Answer, now_ms: int) -> Params:
+        completion, usage = answer.completion, answer.completion.usage
+        return {
+            "id": number,
+            "digest": answer.digest,
+            "lane": self._names[answer.lane],
+            "model": self._names[completion.model],
+            "finish": self._names[completion.finish_reason],
+            "prompt_tokens": usage and usage.prompt_tokens,
+            "completion_tokens": usage and usage.completion_tokens,
+            "cached_tokens": usage and usage.cached_tokens,
+            "cost_nano": answer.cost_nano,
+            "latency_ms": answer.latency_ms,
+            "attempts": answer.attempts,
+            "kept_ms": now_ms,
+            "fault": completion.fault,
+            "checksum": zlib.crc32(completion.body),
+        }
+
+    def _body(self, number: int, answer: Answer) -> Params:
+        dictionary, frame = self._packer.pack(answer.completion.body)
+        return {"id": number, "dictionary": dictionary, "reply": frame}
+
+    async def _learn_names(self, sql: Statements, answers: Sequence[Answer]) -> None:
+        texts = {text for a in answers for text in (a.lane, a.completion.model, a.completion.finish_reason)}
+        if not texts <= self._names.keys():
+            await sql.many("add_name", [{"text": text} for text in sorted(texts)])
+            self._names.update({text: number for number, text in await sql.all("names")})
+
+    async def _count(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> None:
+        spent: dict[tuple[str, str], Counter[str]] = {}
+        gauged: dict[str, Counter[str]] = {}
+        for answer in answers:
+            spent.setdefault((answer.lane, answer.completion.model), Counter()).update(_spent(answer))
+            gauged.setdefault(answer.asked, Counter()).update(_gauged(answer))
+        await sql.many(
+            "count_spend",
+            [
+                {"lane": self._names[lane], "model": self._names[model], **{name: counts[name] for name in _COUNTED}}
+                for (lane, model), counts in spent.items()
+            ],
+        )
+        await sql.many(
+            "count_gauge",
+            [{"model": model, **{name: counts[name] for name in _GAUGED}} for model, counts in gauged.items()],
+        )
+        tokens = sum(counts["prompt_tokens"] + counts["completion_tokens"] for counts in spent.values())
+        slice_now = now_ms // 1000 // _PULSE_SECONDS
+        await sql.execute("count_pulse", ten_s=slice_now, replies=len(answers), tokens=tokens)
+        if slice_now != self._slice:
+            self._slice = slice_now
+            await sql.execute("trim_pulse", ten_s=slice_now - _PULSE_KEPT)
+
+    async def learn_dictionary(self) -> None:
+        """Train a dictionary, once there are samples, in a thread, while answers go on arriving."""
+        samples = self._packer.ready_samples()
+        content = await asyncio.to_thread(train, samples) if samples else None
+        if content is not None:
+            async with self._store.transaction() as sql:
+                row = await sql.one("add_dictionary", content=content)
+            if row is not None:
+                self._packer.use(row[0], content)
+
+
+def _spent(answer: Answer) -> dict[str, int]:
+    usage = answer.completion.usage
+    return {
+        "replies": 1,
+        "unpriced": int(answer.cost_nano is None),
+        "prompt_tokens": usage.prompt_tokens if usage else 0,
+        "completion_tokens": usage.completion_tokens if usage else 0,
+        "cost_nano": answer.cost_nano or 0,
+    }
+
+
+def _gauged(answer: Answer) -> dict[str, int]:
+    """Sums for the estimates of `rules/estimate.py`."""
+    usage = answer.completion.usage
+    if usage is None:
+        return {}
+    return {
+        "replies": 1,
+        "bytes": answer.size,
+        "prompt_tokens": usage.prompt_tokens,
+        "bytes_sq": answer.size**2,
+        "bytes_tokens": answer.size * usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "completion_sq": usage.completion_tokens**2,
+    }
