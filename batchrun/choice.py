@@ -120,3 +120,14 @@ def batch_models(chosen: Plan) -> frozenset[str]:
             raise UsageError(f"--route batch: {here.model}: {way.why_not}.", "Use --route auto or live.")
         models.add(here.model)
     return frozenset(models)
+
+
+def may_return(job: Job, known: Known, tariff: Tariff, chosen: Plan, now: float) -> frozenset[str]:
+    """The models without a row to send now whose rows go into batches again when batches bring them back."""
+    planned = {part.situation.model for part in chosen.models}
+    models = set()
+    for model, load in known.loads.items():
+        choice = route.choose(_situation(job, known, tariff, model, load, now)) if model not in planned else None
+        if choice is not None and choice.lane is Lane.BATCH and choice.batch.possible:
+            models.add(model)
+    return frozenset(models)

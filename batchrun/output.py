@@ -15,7 +15,7 @@ from batchrun.errors import InputError, Interrupted
 from batchrun.files import sink
 from batchrun.files.sink import Columns
 from batchrun.files.source import Reader, Row, SourceFile
-from batchrun.records import Outcome
+from batchrun.records import Outcome, State
 from batchrun.rules.money import usd
 from batchrun.store.view import View
 
@@ -111,7 +111,8 @@ def cells(outcome: Outcome) -> dict[str, Any]:
     """An outcome as the output's own columns."""
     answer, reasoning = wire.texts(outcome.body) if outcome.body is not None else (None, None)
     return {
-        "state": outcome.state.name.lower(),
+        # Where a row waits is no matter of the output's: it is pending until it has an outcome.
+        "state": (State.PENDING if outcome.state is State.SUBMITTED else outcome.state).name.lower(),
         "answer": answer,
         "reasoning": reasoning,
         "finish_reason": outcome.finish_reason,

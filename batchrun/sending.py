@@ -15,11 +15,12 @@ from batchrun.api.client import Client
 from batchrun.api.remote import Remote
 from batchrun.clock import Clock
 from batchrun.errors import InputError
+from batchrun.files import lines
 from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader
 from batchrun.job import Job, allowed_rejections
 from batchrun.lanes.batch import Asked, BatchLane
-from batchrun.lanes.carrier import Carrier, Provider, Returned, Stay
+from batchrun.lanes.carrier import Carrier, Provider, Returned, Stay, batch_folder
 from batchrun.lanes.errands import Board, Errands
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.live import LiveLane
@@ -108,7 +109,8 @@ class Sending:
                 await terms.spent(store, job, tariff),
             )  # fmt: skip
             chosen = choice.plan(job, known, tariff, clock.now())
-            self._batch_models = choice.batch_models(chosen)
+            returning = choice.may_return(job, known, tariff, chosen, clock.now())
+            self._batch_models = choice.batch_models(chosen) | returning
             self._announce(chosen)
             till = await Till.on(store)
             keeper = Keeper(store, till)
@@ -162,6 +164,7 @@ class Sending:
         job, store, clock = self._job, self._store, self._clock
         left_behind = job.batching.delete_remote and bool(await batches.left_remote(store))
         if not self._batch_models and not left_behind and not await batches.unfinished(store):
+            lines.sweep(batch_folder(store.path), ())  # a start that packed and died may have left files
             return None
 
         def cost(model: str, usage: Usage | None) -> int | None:

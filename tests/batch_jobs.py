@@ -26,7 +26,7 @@ def batching(route: Route = Route.BATCH, **fields: Any) -> dict[str, Any]:
     """The fields of a job that goes out in batches, by the user's wish or because that is cheaper."""
     made: dict[str, Any] = {
         "route": route,
-        "batching": Batching(**{"lines": 50, "poll": 0.02, "grace": 1.0, **fields}),
+        "batching": Batching(**{"lines": 50, "poll": 0.02, "grace": 0.05, **fields}),
     }
     return made if route is Route.BATCH else {**made, "discounts": {MODEL: 0.5}, "prices": DEAR}
 

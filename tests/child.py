@@ -1,6 +1,6 @@
 """A run in a process of its own, for tests that end it: `child.py JOB.json [STEP N]` kills itself at the n-th STEP.
 
-The step `*` is any step at all.
+The step `*` is any step at all, `remove` the removal of a file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Killer:
 def main() -> int:
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     if len(sys.argv) > 2:
-        door.watch(Killer(sys.argv[2], int(sys.argv[3])))
+        killer = Killer(sys.argv[2], int(sys.argv[3]))
+        door.watch(killer)
+        if sys.argv[2] == "remove":
+            sys.addaudithook(lambda event, _args: killer("remove") if event == "os.remove" else None)
     try:
         report = asyncio.run(Run(job, "any-key").go())
     except BatchrunError as error:

@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,14 @@ from batchrun.rules import money
 F = TypeVar("F", bound=Callable[..., Any])
 
 _KEY_FILE = "TOGETHER_API_KEY_FILE"
+
+_BATCHING = {
+    "batch_lines": "lines",
+    "batch_jobs": "at_once",
+    "batch_poll": "poll",
+    "batch_grace": "grace",
+    "batch_patience": "patience",
+}
 
 
 def _options(*declared: Callable[[F], F]) -> Callable[[F], F]:
@@ -48,7 +57,17 @@ asking_options = _options(
 
 limit_options = _options(
     click.option("-o", "--output", metavar="FILE", help="Where the answers go: .parquet or .jsonl."),
-    click.option("--route", type=click.Choice([r.value for r in Route]), help="auto and live: live calls."),
+    click.option(
+        "--route", type=click.Choice([r.value for r in Route]), help="auto (the default): whichever is right."
+    ),
+    click.option("--deadline", metavar="TIME", help="Be done by 06:30, 2026-12-24 06:30, or in 8h; none: no more."),
+    click.option("--batch-lines", type=int, metavar="N", help="Rows in a batch at most (10000)."),
+    click.option("--batch-jobs", type=int, metavar="N", help="Batches at the provider at most (50)."),
+    click.option("--batch-poll", type=float, metavar="S", help="Seconds between looks at batches (30)."),
+    click.option("--batch-grace", type=float, metavar="S", help="Unlisted for so long: not created (600)."),
+    click.option("--batch-patience", type=float, metavar="S", help="Take a batch back after so long (259200)."),
+    click.option("--batch-discount", multiple=True, metavar="MODEL=F", help="Batches cost F of the price: 0.5."),
+    click.option("--delete-remote", is_flag=True, default=None, help="Remove a collected batch's files there."),
     click.option("--concurrency", type=int, metavar="N", help="Calls in flight at most; else found out."),
     click.option("--rpm", type=float, metavar="N", help="Requests per minute at most, for each model."),
     click.option("--tpm", type=float, metavar="N", help="Tokens per minute at most, for each model."),
@@ -66,6 +85,7 @@ limit_options = _options(
 start_options = _options(
     click.option("--new-requests", is_flag=True, help="Ask anew although answers would go unused."),
     click.option("--retry-rejected", is_flag=True, help="Send rejected rows again."),
+    click.option("--detach", is_flag=True, help="Leave running batches (exit 7); a later start collects them."),
     click.option("--accept-loss", is_flag=True, help="Go on although kept answers were lost."),
     click.option("--credits", type=float, metavar="USD", help="With --simulate: credits bought in all."),
     click.option("--script", metavar="FILE.toml", help="With --simulate: settings and faults to play."),
@@ -131,12 +151,18 @@ def changed(job: Job, given: Mapping[str, Any]) -> Job:
     _check_finite(said)
     if "max_cost" in said:
         said["max_cost_nano"] = money.nano(said["max_cost"])
+    if "deadline" in said:
+        said["deadline"] = deadline(said["deadline"], datetime.now().astimezone())
     fields: dict[str, Any] = {
         "limits": _replaced(job.limits, said),
         "timeouts": _replaced(
             job.timeouts, {name.removesuffix("_timeout"): v for name, v in said.items() if name.endswith("_timeout")}
         ),
         "prices": {**job.prices, **_prices(given.get("price") or ())},
+        "batching": _replaced(
+            job.batching, {n: said[o] for o, n in _BATCHING.items() if o in said} | _only(said, "delete_remote")
+        ),
+        "discounts": {**job.discounts, **dict(map(_discount, given.get("batch_discount") or ()))},
     }
     if "output" in said:
         fields["output"] = _absolute(said["output"])
@@ -156,6 +182,51 @@ _S = TypeVar("_S", bound=msgspec.Struct)
 
 def _replaced(value: _S, said: Mapping[str, Any]) -> _S:
     return msgspec.structs.replace(value, **{n: said[n] for n in value.__struct_fields__ if n in said})
+
+
+def _only(said: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: said[name] for name in names if name in said}
+
+
+def _discount(word: str) -> tuple[str, float]:
+    model, equals, text = word.rpartition("=")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not model or not equals or not math.isfinite(factor):
+        raise UsageError(
+            f"--batch-discount {word!r} is not MODEL=FACTOR.", "Write it like some/model=0.5 for half price."
+        )
+    return model, factor
+
+
+_SPANS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
+
+
+def deadline(word: str, now: datetime) -> float | None:
+    """Seconds since the epoch: the next `06:30` of this place, a date with or without a time, or `8h` from now.
+
+    `none` takes a deadline of an earlier start away.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    word = word.strip()
+    if word == "none":
+        return None
+    try:
+        if word[-1:] in _SPANS:
+            return (now + float(word[:-1]) * _SPANS[word[-1]]).timestamp()
+        if ":" in word and "-" not in word:
+            at = datetime.combine(now.date(), time.fromisoformat(word.zfill(5)))
+            today = at.replace(tzinfo=None).astimezone()
+            return (today if today > now else (at + timedelta(days=1)).astimezone()).timestamp()
+        return datetime.fromisoformat(word).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"--deadline {word!r} is no time.", "Write it like 06:30, 2026-12-24, '2026-12-24 06:30', 90m or 8h."
+        ) from None
 
 
 def _asking(given: Mapping[str, Any]) -> Asking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 _BETWEEN = b'","body":'
@@ -27,7 +28,17 @@ class Bodies:
                 text = file.read(ends[line] - begin)
         except OSError:
             return None
-        return text.partition(_BETWEEN)[2][:-2]
+        return _body(text)
+
+    def all(self) -> Iterator[bytes]:
+        """Every body, one after the other.
+
+        Raises:
+            OSError: the file is gone.
+        """
+        with Path(self._path).open("rb") as file:
+            for text in file:
+                yield _body(text)
 
     def _scanned(self) -> array[int]:
         ends = array("q")
@@ -38,3 +49,7 @@ class Bodies:
                 ends.append(at)
         self._ends = ends
         return ends
+
+
+def _body(text: bytes) -> bytes:
+    return text.partition(_BETWEEN)[2][:-2]

@@ -104,6 +104,7 @@ class BatchLane:
             for batch in unfinished:
                 self._carry(batch, tasks)
             await self._feed(requests, tasks)
+        lines.sweep(self._folder, await batches.files_needed(self._store))
         if any(batch.state is not BatchState.ABANDONED for batch in self._carrier.open.values()):
             self._quota.park(ParkReason.REMOTE, self._left_running())
 
@@ -174,8 +175,8 @@ class BatchLane:
     async def _submit(self, model: str, tasks: asyncio.TaskGroup) -> bool:
         """Write the open file of this model down as a batch, once there is room for one more at the provider."""
         while self._running() >= self._terms.at_once:
-            if self._stay is not Stay.WAIT:
-                return False
+            if self._stay is not Stay.WAIT and not self._carrying:
+                return False  # those that are left stay as they are in this start
             await self._errands.pause(math.inf)
             if not self._may_pack():
                 return False

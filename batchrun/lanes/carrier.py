@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from batchrun.lanes.lane import Counts
 from batchrun.lanes.quota import LocalQuota
 from batchrun.lanes.uploading import Uploader
 from batchrun.records import BatchStanding, Broken, Doubt, Fault, ParkReason, Refusal, RemoteJob, Trouble, Usage
-from batchrun.rules import credit, remote
+from batchrun.rules import credit, faults, remote
 from batchrun.rules.remote import BatchState, Excuse, RemoteBatch
 from batchrun.store import batches
 from batchrun.store.results import Cost, Results
@@ -107,7 +108,9 @@ class Carrier:
         self._said: dict[int, str] = {}
         self._worried: set[str] = set()
         self._shut: credit.Shut | None = None
+        self._seen_running: set[int] = set()
         self._unasked = 0
+        self._began = math.floor(clock.now() * 1000) / 1000  # as the checkpoint would have it
         self.open: dict[int, RemoteBatch] = {}
         self.turning = False
 
@@ -126,7 +129,7 @@ class Carrier:
 
     async def _advance(self, batch: RemoteBatch) -> RemoteBatch | None:
         """The next step; None when the batch is over, or left as it stands."""
-        terms = remote.Terms(self._terms.grace, self._terms.patience, self.turning)
+        terms = remote.Terms(self._terms.grace, self._terms.patience, self._began, self.turning)
         step = remote.next_step(batch, self._looked.get(batch.id), self._clock.now(), terms)
         match step:
             case remote.Upload():
@@ -141,8 +144,8 @@ class Carrier:
                 return await self._cancel(batch, job, why)
             case remote.Collect(job):
                 return await self._collect(batch, job)
-            case remote.Finish():
-                await self._finish(batch)
+            case remote.Finish(doubtful):
+                await self._finish(batch, doubtful=doubtful)
             case remote.Abandon(doubtful):
                 await self._abandon(batch, doubtful=doubtful)
             case _:
@@ -154,7 +157,11 @@ class Carrier:
     async def _upload(self, batch: RemoteBatch) -> RemoteBatch | None:
         path = self._folder / batch.file_name
         if not path.exists():
+            await self._withdraw(batch)
             await self._over(batch, BatchState.ABANDONED, 0, "its request file is gone; its rows are pending")
+            return None
+        await self._until_credits()
+        if self._quota.parked is not None:
             return None
         again = batch.state is BatchState.UPLOADING
         batch = await batches.uploading(self._store, batch)
@@ -162,8 +169,7 @@ class Carrier:
         if done is None:
             return None
         if isinstance(done, Trouble):
-            await self._refused(batch, done)
-            return None
+            return await self._turned_away(batch, done)
         return await batches.uploaded(self._store, batch, done)
 
     async def _create(self, batch: RemoteBatch, *, again: bool) -> RemoteBatch | None:
@@ -178,14 +184,16 @@ class Carrier:
         seen = await self._provider.remote.create(batch.file_id or "")
         if isinstance(seen, RemoteJob):
             self._shut = None
+            self._seen_running.add(batch.id)
             return await batches.told(self._store, batch, [seen])
         if _may_have_been_heard(seen):
             await self._store.note("batch", f"batch {batch.id}: no answer to its create; looking for the job")
-            return batch
+            return batch if await self._errands.back_off(batch.id, faults.trouble(seen)) else None
         batch = await batches.uncreated(self._store, batch)
-        return await self._not_created(batch, await self._errands.judged(seen))
+        return await self._turned_away(batch, await self._errands.judged(seen))
 
-    async def _not_created(self, batch: RemoteBatch, trouble: Trouble) -> RemoteBatch | None:
+    async def _turned_away(self, batch: RemoteBatch, trouble: Trouble) -> RemoteBatch | None:
+        """The provider takes no file or makes no job, now or ever."""
         if trouble.fault is Fault.CREDITS and self._patient:
             self._shut = credit.refused(
                 self._shut, self._clock.monotonic(), trouble.wait, patient=True, probe=self._shut is not None
@@ -199,7 +207,7 @@ class Carrier:
         return batch if await self._errands.back_off(batch.id, trouble) else None
 
     async def _until_credits(self) -> None:
-        """Out of credits and told to wait for them: the next create is the probe."""
+        """Out of credits and told to wait for them: the next upload or create is the probe."""
         while self._shut is not None and self._quota.parked is None:
             rest = self._shut.until - self._clock.monotonic()
             if rest <= 0:
@@ -209,8 +217,14 @@ class Carrier:
     async def _refused(self, batch: RemoteBatch, trouble: Trouble) -> None:
         """The provider will not make a batch of this: its rows go live, or the job has to be mended."""
         told = f"the provider makes no batch of it: {trouble.message}"
+        await self._withdraw(batch)
         self._on_refused(batch.model, trouble)
         await self._over(batch, BatchState.ABANDONED, 0, told)
+
+    async def _withdraw(self, batch: RemoteBatch) -> None:
+        """What tries left at the provider is found by its name, which nobody knows once the batch is over."""
+        if batch.state is BatchState.UPLOADING:
+            await self._provider.uploader.withdraw(batch)
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
@@ -245,6 +259,8 @@ class Carrier:
                 mine += [unlisted] if unlisted is not None else []
         self._looked[batch.id] = asked
         batch = await batches.told(self._store, batch, mine)
+        if any(not job.over for job in batch.jobs):
+            self._seen_running.add(batch.id)
         await self._worry(batch)
         return batch
 
@@ -280,26 +296,49 @@ class Carrier:
         """Take what an ended job has left, whatever its status says."""
         job = next(job for job in batch.jobs if job.id == number)
         paths: list[str] = []
+        with contextlib.suppress(OSError):  # what is wrong with it, the download will say
+            self._folder.mkdir(mode=0o700, exist_ok=True)  # of a batch that was given up nothing is kept here
         try:
             for kind, file_id in (("output", job.output_file_id), ("error", job.error_file_id)):
                 if file_id is None:
                     continue
                 path = self._folder / f"batchrun-{batch.nonce}-{len(paths)}.part"
-                got = await self._download(file_id, str(path))
+                got = await self._download(file_id, str(path), job.moved)
                 if got is None:
                     return None
                 paths += [str(path)] if got else []
                 if not got:
-                    await self._store.note("batch", f"batch {batch.id}: the {kind} file of {job.id} is not there")
+                    await self._not_there(batch, kind, f"the {kind} file of {job.id} is not there")
             return await self._take(batch, job, paths)
         finally:
             for left in paths:
                 _remove(left)
 
-    async def _download(self, file_id: str, path: str) -> bool | None:
-        """Whether the file is there now; None when the run is parked."""
-        got = await self._errands.run(lambda: self._provider.remote.download(file_id, path))
-        return None if got is None else not isinstance(got, Trouble)
+    async def _download(self, file_id: str, path: str, ended: float) -> bool | None:
+        """Whether the file is there now; None when the run is parked, or is not to wait for it.
+
+        A file that is not there may show late, as jobs do: it is asked for until the grace time is over.
+        """
+        while True:
+            got = await self._errands.run(lambda: self._provider.remote.download(file_id, path))
+            if got is None:
+                return None
+            if not isinstance(got, Trouble):
+                return True
+            if got.status != NOT_FOUND or self._clock.now() - ended >= self._terms.grace:
+                return False
+            if self._stay is not Stay.WAIT:
+                return None
+            await self._errands.rest(self._terms.poll)
+
+    async def _not_there(self, batch: RemoteBatch, kind: str, told: str) -> None:
+        """Answers in a file that cannot be had are paid for, and their lines will be asked again."""
+        if kind == "output" and batch.left:
+            doubt = _doubt(batch)
+            await batches.doubted(self._store, batch, doubt, told)
+            self._quota.took_in(0, doubt.nano)
+        else:
+            await self._store.note("batch", f"batch {batch.id}: {told}")
 
     async def _take(self, batch: RemoteBatch, job: remote.KnownJob, paths: list[str]) -> RemoteBatch:
         judge = Judge(
@@ -315,29 +354,33 @@ class Carrier:
         self._counts.rejected += brought.rejected
         self._counts.tokens += brought.tokens
         self._counts.spent_nano += brought.cost_nano
-        self._quota.took_in(brought.answered, brought.cost_nano)
+        self._quota.took_in(brought.answered, brought.cost_nano + brought.doubt_nano)
         for refused in judge.refused:
             self._quota.rejected(refused.fault, refused.message)
-        if judge.message or job.error:
-            self._said[batch.id] = judge.message or job.error
+        if judge.message or judge.error:
+            self._said[batch.id] = judge.message or judge.error
         await self._store.note("batch", _told(collected, job, results, judge))
         return collected
 
-    async def _finish(self, batch: RemoteBatch) -> None:
+    async def _finish(self, batch: RemoteBatch, *, doubtful: bool) -> None:
         misses, suspicious = remote.misses(batch, may_go_live=self._may_go_live), False
         if batch.excuse is None and remote.cancelled_by_provider(batch):
             self._unasked += 1
             suspicious = self._unasked <= remote.MOST_MISSES
             misses = 0 if suspicious else misses
         told = f"{batch.lines - batch.left} of {batch.lines} lines settled"
-        await self._over(batch, BatchState.COLLECTED, misses, told, suspicious=suspicious)
+        told += "; the provider may bill the others" if doubtful else ""
+        doubt = _doubt(batch) if doubtful else None
+        await self._over(batch, BatchState.COLLECTED, misses, told, doubt=doubt, suspicious=suspicious)
         self._follow_excuse(batch)
 
     def _follow_excuse(self, batch: RemoteBatch) -> None:
         """Stop where nothing but a person, or a top-up, can help."""
-        said = self._said.get(batch.id, "the provider gave no reason")
-        if not batch.left:
-            return
+        said = self._said.get(batch.id)
+        if not batch.left or said is None:
+            return  # nothing is left, or an earlier start stopped for it already and said so
+        if batch.excuse is Excuse.CREDITS and batch.id not in self._seen_running:
+            return  # they ran out while nobody looked: the next create, or call, tells whether there are any by now
         if batch.excuse is Excuse.CREDITS and self._patient:
             self._shut = credit.refused(None, self._clock.monotonic(), None, patient=True, probe=False)
         elif batch.excuse is Excuse.CREDITS:
@@ -349,7 +392,8 @@ class Carrier:
 
     async def _abandon(self, batch: RemoteBatch, *, doubtful: bool) -> None:
         misses = remote.misses(batch, may_go_live=self._may_go_live) if batch.jobs else 0
-        doubt = Doubt(batch.reserved_nano, batch.left) if doubtful else None
+        doubt = _doubt(batch) if doubtful else None
+        await self._withdraw(batch)
         told = f"given up with {batch.left} lines; the provider may bill them" if doubtful else "not begun"
         await self._over(batch, BatchState.ABANDONED, misses, told, doubt=doubt)
 
@@ -364,13 +408,14 @@ class Carrier:
         suspicious: bool = False,
     ) -> None:
         held = batch.state is not BatchState.ABANDONED
+        # Before the commit: afterwards nobody may come to look for it, and every step before can do without it.
+        _remove(self._folder / batch.file_name)
         await batches.over(
             self._store, batch, state, misses=misses, doubt=doubt, told=f"batch {batch.id}: {state}, {told}"
         )
         del self.open[batch.id]
         if held:
             self._quota.unhold(batch.reserved_nano, 0 if doubt is None else doubt.nano)
-        _remove(self._folder / batch.file_name)
         if self._terms.delete_remote:
             await self.delete_remote(batch.id)
         if batch.left and held:
@@ -384,6 +429,11 @@ class Carrier:
             gone = [await self._errands.run(partial(self._provider.remote.delete, name)) for name in files]
             if all(done is True for done in gone):
                 await batches.cleared(self._store, number)
+
+
+def _doubt(batch: RemoteBatch) -> Doubt:
+    """What its lines without an outcome may have cost all the same."""
+    return Doubt(math.ceil(batch.reserved_nano * batch.left / batch.lines), batch.left)
 
 
 def _remove(path: str | Path) -> None:
@@ -424,6 +474,6 @@ def _told(batch: RemoteBatch, job: remote.KnownJob, results: Results, judge: Jud
     parts = [f"batch {batch.id}: {job.status}, {brought.answered} answers", f"{brought.rejected} refused"]
     parts += [f"{judge.unread} lines unreadable"] if judge.unread else []
     parts += [f"{batch.left} of {batch.lines} lines without an outcome"] if batch.left else []
-    if judge.message or job.error:
-        parts.append(judge.message or job.error)
+    if judge.message or judge.error:
+        parts.append(judge.message or judge.error)
     return ", ".join(parts)

@@ -45,6 +45,12 @@ class Errands:
             self._wake.clear()
             await self._clock.wait(self._wake, seconds)
 
+    async def rest(self, seconds: float) -> None:
+        """Wait so many seconds, whoever says `wake`, or until the run is parked."""
+        due = self._clock.monotonic() + seconds
+        while (left := due - self._clock.monotonic()) > 0 and self._quota.parked is None:
+            await self.pause(left)
+
     async def run(self, call: Callable[[], Awaitable[T | Refusal | Broken]]) -> T | Trouble | None:
         """The value, a refusal that would come again, or None when the run is parked."""
         errand = object()
@@ -70,7 +76,7 @@ class Errands:
         if now - since >= self._patience or wait > self._patience:
             self._quota.park(ParkReason.OVERLOAD, f"The provider's batch service fails: {trouble.message}")
             return False
-        await self.pause(max(wait, backoff(tries + 1, self._clock.random())))
+        await self.rest(max(wait, backoff(tries + 1, self._clock.random())))
         return self._quota.parked is None
 
     def stays(self, trouble: Trouble) -> bool:

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import assert_never
 
+import msgspec
+
 from batchrun.api import jobs
 from batchrun.files.bodies import Bodies
 from batchrun.files.lines import read_lines
-from batchrun.records import Completion, Fault, Trouble
+from batchrun.records import Broken, Completion, Fault, Trouble
 from batchrun.records import Refusal as Said
 from batchrun.rules import faults, pack
 from batchrun.rules.remote import Excuse, RemoteBatch
@@ -19,12 +21,15 @@ Redact = Callable[[str, bytes], str]
 
 _NOT_SHOWN = "(not shown: the request file is gone, so the message cannot be searched for quotations)"
 
+_NO_REASON = "the provider gave no reason"
+
 
 class Judge:
     """Reads the files of one job; afterwards it knows whether the whole batch has an excuse.
 
     Attributes:
-        message: what the provider said of the excuse, "" without one.
+        message: what the provider said of an excuse that this job's files gave, "" when they gave none.
+        error: what the provider said of the job as a whole, without quotations.
         refused: the refusals, at most as many as tell whether the job is hopeless.
         unread: lines that could not be read.
     """
@@ -38,6 +43,8 @@ class Judge:
         self._model_from_job = batch.model == job_model
         self._now = now
         self._excuse: Excuse | None = batch.excuse
+        self._said_of_job = ""
+        self.error = ""
         self.message = ""
         self.refused: list[Refused] = []
         self.unread = 0
@@ -47,16 +54,33 @@ class Judge:
         return self._excuse
 
     def whole_job(self, error: str) -> None:
-        """Judge what the provider says of the job as a whole."""
-        if faults.says_credits(error):
-            self._excused(Excuse.CREDITS, error)
+        """Take what the provider says of the job as a whole, to be judged with its files."""
+        self._said_of_job = error
 
     async def results(self, paths: Sequence[str]) -> AsyncIterator[list[Result]]:
         """The lines of these files, in chunks; other work goes on in between."""
+        if self._said_of_job:
+            await self._judge_job()
         for path in paths:
             for chunk in read_lines(path):
                 yield [result for line in chunk if (result := self._result(line)) is not None]
                 await asyncio.sleep(0)
+
+    async def _judge_job(self) -> None:
+        """It may quote any line of the request file, and a quotation must neither be shown nor decide."""
+        said = await asyncio.to_thread(self._without_any_prompt, self._said_of_job)
+        self.error = _NOT_SHOWN if said is None else said
+        if faults.says_credits(self._said_of_job if said is None else said):
+            self._excused(Excuse.CREDITS, self.error)
+
+    def _without_any_prompt(self, said: str) -> str | None:
+        """Without quotations of the request file, None when that is gone. Slow: call it in a thread."""
+        try:
+            for body in self._bodies.all():
+                said = self._redact(said, body)
+        except OSError:
+            return None
+        return said
 
     def _result(self, raw: bytes) -> Result | None:
         seen = jobs.result_line(raw, self._now)
@@ -66,15 +90,17 @@ class Judge:
             return None
         if isinstance(seen.outcome, Completion):
             return Result(line, seen.outcome)
-        outcome = seen.outcome
-        if isinstance(outcome, Said):
-            outcome = Said(outcome.status, outcome.kind, outcome.code, self._shown(line, outcome.message), outcome.wait)
-        refused = self._judged(faults.trouble(outcome))
+        refused = self._judged(self._trouble(line, seen.outcome))
         return None if refused is None else Result(line, refused)
 
-    def _shown(self, line: int, message: str) -> str:
+    def _trouble(self, line: int, said: Said | Broken) -> Trouble:
+        """What went wrong with a line. A quotation of the prompt is taken out first, so that it decides nothing."""
+        if isinstance(said, Broken):
+            return faults.trouble(said)
         body = self._bodies.body(line)
-        return _NOT_SHOWN if body is None else self._redact(message, body)
+        if body is None:
+            return msgspec.structs.replace(faults.trouble(said), message=_NOT_SHOWN)
+        return faults.trouble(msgspec.structs.replace(said, message=self._redact(said.message, body)))
 
     def _judged(self, trouble: Trouble) -> Refused | None:
         """A refusal that stays, or None for a line that gets another chance."""
@@ -102,4 +128,4 @@ class Judge:
 
     def _excused(self, excuse: Excuse, message: str) -> None:
         self._excuse = excuse
-        self.message = self.message or message
+        self.message = self.message or message or _NO_REASON

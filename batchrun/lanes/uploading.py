@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from batchrun.api.remote import Present, Remote, Upload
 from batchrun.lanes.errands import NOT_FOUND, Errands
-from batchrun.records import Fault, RemoteFile, Trouble
+from batchrun.records import Broken, Fault, Refusal, RemoteFile, Trouble
 from batchrun.rules import faults
 from batchrun.rules.remote import RemoteBatch
 
 # Servers that do not know the way with the presigned address.
 _NO_SUCH_WAY = frozenset({NOT_FOUND, 405})
-_TRIES = 3
+# What may be otherwise the next time.
+_PASSES = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.THROTTLED, Fault.OVERLOADED})
 
 
 class Uploader:
@@ -28,17 +29,23 @@ class Uploader:
             path: where it is here.
             again: whether an earlier try may have left something there.
         """
-        for _ in range(_TRIES):
+        while True:
             found = await self._found(batch) if again else None
             if found is not None:
                 return found
             done = await self._once(batch, path)
-            if not _may_pass(done):
+            if not isinstance(done, Trouble) or done.fault not in _PASSES:
                 return done
             again = True
-            if isinstance(done, Trouble) and not await self._errands.back_off(batch.file_name, done):
+            if not await self._errands.back_off(batch.file_name, done):
                 return None
-        return done
+
+    async def withdraw(self, batch: RemoteBatch) -> None:
+        """Remove what tries left at the provider of a file that nobody will use."""
+        files = await self._errands.run(self._remote.files)
+        for file in files if isinstance(files, list) else ():
+            if file.name == batch.file_name:
+                await self._delete(file.id)
 
     async def _found(self, batch: RemoteBatch) -> str | Trouble | None:
         """The file, when all of it is there already; parts of it are removed."""
@@ -55,13 +62,14 @@ class Uploader:
         return whole and await self._preprocessed(batch, whole)
 
     async def _once(self, batch: RemoteBatch, path: str) -> str | Trouble | None:
-        begun: Upload | Present | Trouble | None = await self._errands.run(
-            lambda: self._remote.begin_upload(batch.file_name, batch.sha256.hex())
-        )
-        if isinstance(begun, Trouble) and begun.status in _NO_SUCH_WAY:
-            file = await self._errands.run(lambda: self._remote.upload_whole(batch.file_name, path))
-            return file.id if isinstance(file, RemoteFile) else file
+        """One try. A reply that was lost may have left something there, so nothing is sent again without a look."""
+        begun = await self._remote.begin_upload(batch.file_name, batch.sha256.hex())
         match begun:
+            case Refusal(status) if status in _NO_SUCH_WAY:
+                file = await self._remote.upload_whole(batch.file_name, path)
+                return file.id if isinstance(file, RemoteFile) else await self._errands.judged(file)
+            case Refusal() | Broken():
+                return await self._errands.judged(begun)
             case Upload(file_id, location):
                 put = await self._remote.put(location, path)
                 if put is not None:
@@ -70,7 +78,6 @@ class Uploader:
                 return await self._preprocessed(batch, file_id)
             case Present(file_id):
                 return await self._present(batch, file_id)
-        return begun
 
     async def _present(self, batch: RemoteBatch, file_id: str) -> str | Trouble | None:
         """The provider has this content already, or only the announcement of it."""
@@ -96,7 +103,3 @@ class Uploader:
 def _passing(trouble: Trouble) -> Trouble:
     """A put that failed, with whatever status, is tried again from the announcement on: addresses expire."""
     return Trouble(Fault.SERVER, trouble.status, trouble.message, trouble.wait)
-
-
-def _may_pass(done: str | Trouble | None) -> bool:
-    return isinstance(done, Trouble) and done.fault is Fault.SERVER

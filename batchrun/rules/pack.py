@@ -14,6 +14,8 @@ LARGEST_LINE = 9_900_000
 # What a line has around its body: quotes, names and the longest custom id.
 FRAME = 100
 
+_MOST_DIGITS = 9
+
 
 class Bounds(msgspec.Struct, frozen=True):
     """What a batch file may hold."""
@@ -38,6 +40,8 @@ def custom_id(nonce: str, line: int) -> str:
 
 
 def line_number(nonce: str, name: str) -> int | None:
-    """The line that a custom id names, None when it is none of this batch's."""
-    mine, dash, number = name.rpartition("-")
-    return int(number) if mine == nonce and dash and number.isascii() and number.isdecimal() else None
+    """The line that a custom id names, None when it is not exactly a name of this batch's."""
+    mine, _, number = name.rpartition("-")
+    if mine != nonce or len(number) > _MOST_DIGITS or not (number.isascii() and number.isdecimal()):
+        return None
+    return int(number) if number == "0" or not number.startswith("0") else None

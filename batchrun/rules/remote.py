@@ -48,6 +48,8 @@ class Excuse(enum.StrEnum):
 VANISHED = "VANISHED"  # our word for a job the provider knows nothing of any more
 _CANCELLED = frozenset({"CANCELLED", "CANCELED"})
 _ENDED = frozenset({"COMPLETED", "FAILED", "EXPIRED", VANISHED}) | _CANCELLED
+# What a job shows that the provider took back of its own accord, and may begin again under another id.
+_TAKEN_BACK = frozenset({"EXPIRED", VANISHED}) | _CANCELLED
 
 
 def ended(status: str) -> bool:
@@ -114,6 +116,7 @@ class Why(enum.StrEnum):
     ANSWERED = "every line has its answer already"
     TURNED = "its rows go another way"
     STUCK = "it has taken longer than --batch-patience"
+    AGAIN = "asked once more: an earlier start may have ended before it could ask"
 
 
 class Upload(msgspec.Struct, frozen=True):
@@ -148,7 +151,9 @@ class Collect(msgspec.Struct, frozen=True):
 
 
 class Finish(msgspec.Struct, frozen=True):
-    """Nothing more will come: lines without an outcome go back."""
+    """Nothing more will come: lines without an outcome go back; `doubtful`: a job took what it did of them with it."""
+
+    doubtful: bool = False
 
 
 class Abandon(msgspec.Struct, frozen=True):
@@ -166,11 +171,13 @@ class Terms(msgspec.Struct, frozen=True):
     Attributes:
         grace: seconds after which a job that does not show in the list was not created, or a cancel not obeyed.
         patience: seconds after which a job is taken back.
+        began: when this start began; what was to be cancelled before may never have been asked for.
         turning: whether its rows shall go another way, so that nothing new begins.
     """
 
     grace: float
     patience: float
+    began: float
     turning: bool
 
 
@@ -193,7 +200,7 @@ def next_step(batch: RemoteBatch, looked: float | None, now: float, terms: Terms
         case BatchState.RUNNING:
             return _running(batch, looked, now, terms)
         case BatchState.ABANDONED:
-            return _given_up(batch)
+            return _given_up(batch, terms)
         case BatchState.COLLECTED:
             raise ValueError("a collected batch has no next step")
 
@@ -211,27 +218,48 @@ def _running(batch: RemoteBatch, looked: float | None, now: float, terms: Terms)
     for job in batch.jobs:
         if job.over and job.collected is None:
             return Collect(job.id)
+        if _perhaps_unasked(job, terms):
+            return Cancel(job.id, Why.AGAIN)
     live = [job for job in batch.jobs if not job.over and not _lost(job, now, terms)]
     wanted = [job for job in live if job.cancelled is None]
     if wanted and (reason := _reason_to_cancel(batch, wanted, now, terms)) is not None:
         return Cancel(wanted[-1].id, reason)
     if live:
         return Wait()
-    if looked is None or looked <= max((job.collected or 0.0 for job in batch.jobs), default=0.0):
+    taken = max((job.collected or 0.0 for job in batch.jobs), default=0.0)
+    if looked is None or looked <= taken:
         return Look()  # the provider may have begun again under a new id
+    if _may_begin_again(batch) and looked - taken < terms.grace:
+        return Wait()
     if batch.left and any(not job.over for job in batch.jobs):
         return Abandon(doubtful=True)
-    return Finish()
+    return Finish(doubtful=batch.left > 0 and any(job.status == VANISHED for job in batch.jobs))
 
 
-def _given_up(batch: RemoteBatch) -> Step:
+def _may_begin_again(batch: RemoteBatch) -> bool:
+    """Whether lines are left of a job that did not end at our word: another for them may show as late as any."""
+    if not batch.left or batch.excuse not in {None, Excuse.TURNED}:
+        return False
+    return any(
+        job.status in _TAKEN_BACK and (job.cancelled is None or job.status not in _CANCELLED) for job in batch.jobs
+    )
+
+
+def _given_up(batch: RemoteBatch, terms: Terms) -> Step:
     """Its rows went another way; what it brings all the same is paid for, and kept."""
     for job in batch.jobs:
         if job.over and job.collected is None:
             return Collect(job.id)
         if not job.over and job.cancelled is None:
             return Cancel(job.id, Why.TURNED)
+        if _perhaps_unasked(job, terms):
+            return Cancel(job.id, Why.AGAIN)
     return Finish() if batch.jobs and all(job.over for job in batch.jobs) else Wait()
+
+
+def _perhaps_unasked(job: KnownJob, terms: Terms) -> bool:
+    """A cancel is written down before it is asked for; a start may end between the two. Asking twice does no harm."""
+    return not job.over and job.cancelled is not None and job.cancelled < terms.began
 
 
 def _lost(job: KnownJob, now: float, terms: Terms) -> bool:

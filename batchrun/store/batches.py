@@ -192,7 +192,7 @@ async def _give_back(sql: Statements, batch: RemoteBatch, misses: int) -> None:
 
 async def begin_arrivals(sql: Statements) -> None:
     """An empty table for what lines bring."""
-    for name in ("drop_arrived", "arrived_table"):
+    for name in ("arrived_table", "drop_arrived"):
         await sql.execute(name)
 
 
@@ -217,15 +217,19 @@ async def files_needed(store: Store) -> Collection[str]:
 
 
 async def left_remote(store: Store) -> list[tuple[int, list[str]]]:
-    """Batches that are over, with the files they left at the provider."""
+    """Batches from which nothing more will come, with the files they left at the provider."""
     found = []
-    for number, state, file_id in await store.sql.all("left_remote"):
-        if state not in {BatchState.COLLECTED, BatchState.ABANDONED}:
-            continue
+    for number, file_id in await store.sql.all("left_remote"):
         jobs = (await read(store, number)).jobs
         files = [file_id, *(f for job in jobs for f in (job.output_file_id, job.error_file_id))]
         found.append((number, [name for name in files if name]))
     return found
+
+
+async def doubted(store: Store, batch: RemoteBatch, doubt: Doubt, told: str) -> None:
+    """Some of its lines may have been paid for, and what was paid for cannot be had."""
+    async with store.transaction(doubt_calls=doubt.calls, doubt_nano=doubt.nano) as sql:
+        await sql.note(store.now_ms(), "batch", f"batch {batch.id}: {told}")
 
 
 async def cleared(store: Store, number: int) -> None:

@@ -89,16 +89,28 @@ update batch_line set outcome = :outcome where batch = :batch and line = :line;
 
 -- name: arrived_table
 -- What lines brought, to be given to rows that wait for it.
-create temp table arrived(line integer primary key, digest blob not null, state integer not null, answer integer);
+create temp table if not exists arrived(
+  line integer primary key, digest blob not null, state integer not null, answer integer);
 
 -- name: add_arrived
 -- One of them.
 insert or replace into temp.arrived(line, digest, state, answer) values (:line, :digest, :state, :answer);
 
 -- name: lines_back
--- Lines without an outcome bring nothing: their rows are pending again.
+-- Lines without an outcome bring nothing: of the rows that ask the same, those that no other batch works for go back.
+with back as (
+  select line, digest, row_number() over (partition by digest order by line) as nth
+  from batch_line where batch = :batch and outcome = 0),
+waiting as (
+  select digest, count(*) as rows from request where state = 1 and digest in (select digest from back) group by digest),
+elsewhere as (
+  select digest, count(*) as lines from batch_line join batch on batch.id = batch_line.batch
+  where batch.id <> :batch and outcome = 0 and batch.state not in ('collected', 'abandoned')
+    and digest in (select digest from back) group by digest)
 insert into temp.arrived(line, digest, state, answer)
-select line, digest, 0, null from batch_line where batch = :batch and outcome = 0;
+select line, back.digest, 0, null
+from back join waiting on waiting.digest = back.digest left join elsewhere on elsewhere.digest = back.digest
+where nth <= waiting.rows - coalesce(elsewhere.lines, 0);
 
 -- name: settle_arrived
 -- The k rows that wait for a digest take what k lines brought, answers first.
@@ -112,8 +124,8 @@ from (select wanted.row, arrived.state, arrived.answer from
 where request.row = matched.row;
 
 -- name: drop_arrived
--- The table goes when its lines are settled.
-drop table if exists temp.arrived;
+-- What is in the table goes; the table stays, for dropping it would have to wait for whoever reads anything just then.
+delete from temp.arrived;
 
 -- name: mark_surplus
 -- A reply whose line had its answer already was paid twice.
@@ -165,8 +177,11 @@ select coalesce(sum(reserved_nano), 0) from batch where state not in ('collected
 select file_name from batch where state not in ('collected', 'abandoned');
 
 -- name: left_remote
--- Batches that have files at the provider.
-select id, state, file_id from batch where left_remote = 1 order by id;
+-- Batches that have files at the provider and need them no more: an abandoned one whose lines are kept still does.
+select id, file_id from batch
+where left_remote = 1 and state in ('collected', 'abandoned')
+      and not exists (select 1 from batch_line where batch_line.batch = batch.id)
+order by id;
 
 -- name: count_gauge
 -- Sums of observed usage, by the model that was asked for.

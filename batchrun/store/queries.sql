@@ -156,6 +156,11 @@ insert into event(at_ms, kind, detail) values (:at_ms, :kind, :detail);
 update request set state = 0 where state = 3 and digest in (
   select digest from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms);
 
+-- name: forget_misses
+-- What is tried again by the user's wish begins with a clean sheet.
+delete from missed where digest in (
+  select digest from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms);
+
 -- name: retry_rejections
 -- And their reasons are forgotten.
 delete from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms;

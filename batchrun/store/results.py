@@ -35,13 +35,14 @@ class Result(msgspec.Struct, frozen=True, gc=False):
 
 
 class Collected(msgspec.Struct):
-    """What a job brought: counts, and nano-dollars."""
+    """What a job brought: counts, and nano-dollars; `doubt_nano` is what replies of unknown cost may have cost."""
 
     answered: int = 0
     rejected: int = 0
     tokens: int = 0
     cost_nano: int = 0
     unpriced: int = 0
+    doubt_nano: int = 0
 
 
 Cost = Callable[[Usage | None], int | None]
@@ -153,16 +154,20 @@ class Results:
     async def _settle(self, sql: Statements) -> None:
         """Give what came to the rows that wait for it; what is left over, to any row that wants it."""
         brought = self.collected.answered + self.collected.rejected
-        if not brought:
-            return
-        settled = await sql.execute("settle_arrived")
-        if settled < brought:
-            await serve_unused(sql)
-        await sql.execute("drop_arrived")
+        if brought:
+            settled = await sql.execute("settle_arrived")
+            if settled < brought:
+                await serve_unused(sql)
+            await sql.execute("drop_arrived")
+            await sql.recount()
+        self.collected.doubt_nano = doubt = self._doubt()
         await sql.execute(
-            "fence", run=self._store.run, token=self._store.token, kept=brought, doubt_calls=0, doubt_nano=0
+            "fence", run=self._store.run, token=self._store.token, kept=brought, doubt_calls=0, doubt_nano=doubt
         )
-        await sql.recount()
+
+    def _doubt(self) -> int:
+        """Replies that tell no usage may have cost all that was set aside, but for what the others did cost."""
+        return max(0, self._batch.reserved_nano - self.collected.cost_nano) if self.collected.unpriced else 0
 
 
 async def serve_unused(sql: Statements) -> None:

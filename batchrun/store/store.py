@@ -93,16 +93,13 @@ class Statements:
 
     async def one(self, name: str, **params: Any) -> tuple[Any, ...] | None:
         """The first row of a query, None when there is none."""
-        with _described():
-            async with self._connection.execute(query(name), params) as cursor:
-                row = await cursor.fetchone()
-        return None if row is None else tuple(row)
+        rows = await self.all(name, **params)
+        return rows[0] if rows else None
 
     async def all(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
-        """Every row of a query; for small ones."""
+        """Every row of a query; for small ones. Read in one go: while a query is half read, SQLite drops no table."""
         with _described():
-            async with self._connection.execute(query(name), params) as cursor:
-                return [tuple(row) for row in await cursor.fetchall()]
+            return [tuple(row) for row in await self._connection.execute_fetchall(query(name), params)]
 
     async def recount(self) -> None:
         """After rows changed in bulk: count them anew, and know that a written output is out of date."""
@@ -289,6 +286,7 @@ class Store:
         which = {"fault": fault, "since_ms": since[0] if since else 0}
         async with self.transaction() as sql:
             rows = await sql.execute("retry_rows", **which)
+            await sql.execute("forget_misses", **which)
             await sql.execute("retry_rejections", **which)
             if rows:
                 await sql.recount()
