@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from batchrun import data
+from batchrun import data, terms
 from batchrun.errors import UsageError
 from batchrun.job import TOGETHER, Job, is_loopback
 from batchrun.records import Lane, Route
@@ -19,6 +19,8 @@ from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.rules.route import Part, Plan, Situation
 from batchrun.store.store import Kept
+from batchrun.store.view import View
+from batchrun.wanted import Seen
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -37,6 +39,14 @@ class Known(msgspec.Struct, frozen=True):
     gauges: Mapping[str, Gauge]
     learned: Mapping[str, Learned]
     spent: int | None
+
+
+def known_of(view: View) -> Known:
+    """What a checkpoint knows, from a reader of it whose job is stored."""
+    kept, stored = view.kept(), view.job()
+    loads = {} if stored is None else msgspec.json.decode(stored[2], type=Seen).loads
+    spent = kept.cost_nano + view.hidden().nano + view.reserved_by_batches()
+    return Known(kept, loads, view.gauges(), terms.learned(view.learned()), spent)
 
 
 def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:

@@ -210,7 +210,8 @@ class Sending:
             if not past:
                 working.add(tasks.create_task(self._send_live(live)))
             watch = tasks.create_task(self._watch_deadline())
-            await asyncio.wait(working)
+            if working:
+                await asyncio.wait(working)
             watch.cancel()
             if past:
                 self._park_deadline()

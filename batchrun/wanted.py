@@ -24,6 +24,7 @@ from batchrun.rules.money import usd
 from batchrun.rules.pack import fits_a_line
 from batchrun.store.ingest import Change, Ingest, write_sources
 from batchrun.store.store import Statements, Store
+from batchrun.store.view import View
 
 PROBLEMS_SHOWN = 20
 
@@ -66,6 +67,19 @@ async def settle(
         await _write_job(store, job, before[1])
         return Wanted(files, before[1])
     return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, watch=watch)
+
+
+def is_current(job: Job, files: Sequence[SourceFile]) -> bool:
+    """Whether the checkpoint, read without its lock, holds just these files asked for in just this way."""
+    if not Path(job.checkpoint).exists():
+        return False
+    with View(job.checkpoint) as view:
+        before, sources = view.job(), view.sources()
+    if before is None or before[0] != job.provider:
+        return False
+    seen = msgspec.json.decode(before[2], type=Seen)
+    same = [(path, size, mtime) for path, size, mtime, _ in sources] == [(f.path, f.size, f.mtime_ns) for f in files]
+    return same and bool(seen.loads) and msgspec.json.decode(before[1], type=Job).asking == job.asking
 
 
 async def stored(store: Store) -> tuple[Job, Seen] | None:

@@ -67,8 +67,10 @@ def test_the_main_job_on_the_simulator_needs_no_key(cli: Cli, tmp_path: Path) ->
            "--concurrency", "32", "--script", script(tmp_path))  # fmt: skip
     code, out, err = cli(*run)
     assert (code, out) == (0, "")
-    assert err.startswith("Done: 200 of 200 rows answered, 0 rejected.")
-    assert len(err.strip().splitlines()) == 5
+    plan, _, summary = err.partition("Done: ")
+    assert plan.startswith(f"200 rows: 0 answered, 200 to send.\n\n{MODEL}: live, 200 rows. A batch costs the same")
+    assert summary.startswith("200 of 200 rows answered, 0 rejected.")
+    assert len(summary.strip().splitlines()) == 5
     table = pq.read_table(tmp_path / "answers.parquet")
     assert table.num_rows == 200
     assert set(table["state"].to_pylist()) == {"answered"}

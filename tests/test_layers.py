@@ -20,8 +20,8 @@ ROWS = {
     "rules": 2,
     "data": 3, "files": 3, "store": 3, "api": 3,
     "lanes": 4,
-    "output": 5, "wanted": 5, "terms": 5, "choice": 5, "sending": 6, "run": 7, "faces": 7,
-    "cli": 8, "__main__": 9, "__init__": 9,
+    "output": 5, "wanted": 5, "terms": 5, "choice": 6, "sending": 7, "run": 8, "faces": 8,
+    "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 
 # Rooms of one row that may know one another.

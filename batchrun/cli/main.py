@@ -11,6 +11,7 @@ import click
 
 from batchrun import __version__
 from batchrun.cli.look import errors, export, preview, status
+from batchrun.cli.plan import plan
 from batchrun.cli.run import resume, run
 from batchrun.cli.simulate import simulate
 from batchrun.errors import BatchrunError, InputError
@@ -28,7 +29,7 @@ def batchrun() -> None:
     """
 
 
-for command in (run, resume, preview, status, export, errors, simulate):
+for command in (run, resume, plan, preview, status, export, errors, simulate):
     batchrun.add_command(command)
 
 

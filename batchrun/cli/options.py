@@ -82,6 +82,16 @@ limit_options = _options(
     click.option("--total-timeout", type=float, metavar="S", help="Seconds for one call in all (7200)."),
 )
 
+run_options = _options(
+    click.option("--checkpoint", metavar="FILE", help="Default: one in checkpoints/, by the name of INPUT."),
+    click.option("--base-url", metavar="URL", help="Another server; or TOGETHER_BASE_URL."),
+    click.option("--key-env", metavar="NAME", help="Variable with the key (TOGETHER_API_KEY)."),
+    click.option("--insecure-http", is_flag=True, help="Allow plain http to another machine."),
+    click.option("--skip-bad-rows", is_flag=True, help="Bad rows become rejections instead of exit 2."),
+    click.option("--dedupe", is_flag=True, help="Identical rows share one answer."),
+    click.option("--simulate", is_flag=True, help="Answer with the built-in simulator, without a key."),
+)
+
 start_options = _options(
     click.option("--new-requests", is_flag=True, help="Ask anew although answers would go unused."),
     click.option("--retry-rejected", is_flag=True, help="Send rejected rows again."),
@@ -195,9 +205,7 @@ def _discount(word: str) -> tuple[str, float]:
     except ValueError:
         factor = math.nan
     if not model or not equals or not math.isfinite(factor):
-        raise UsageError(
-            f"--batch-discount {word!r} is not MODEL=FACTOR.", "Write it like some/model=0.5 for half price."
-        )
+        raise UsageError(f"--batch-discount {word!r} is not MODEL=FACTOR.", "For half price: some/model=0.5")
     return model, factor
 
 

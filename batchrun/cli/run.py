@@ -21,6 +21,7 @@ from batchrun.cli.options import (
     limit_options,
     new_job,
     newest_checkpoint,
+    run_options,
     start_options,
 )
 from batchrun.errors import UsageError, first_of
@@ -28,6 +29,7 @@ from batchrun.job import Job
 
 if TYPE_CHECKING:
     from batchrun.records import Report
+    from batchrun.rules.route import Plan
     from batchrun.run import Run
 
 _GC_EVERY = 50_000
@@ -38,13 +40,7 @@ _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @asking_options
 @limit_options
-@click.option("--checkpoint", metavar="FILE", help="Default: one in checkpoints/, by the name of INPUT.")
-@click.option("--base-url", metavar="URL", help="Another server; or TOGETHER_BASE_URL.")
-@click.option("--key-env", metavar="NAME", help="Variable with the key (TOGETHER_API_KEY).")
-@click.option("--insecure-http", is_flag=True, help="Allow plain http to another machine.")
-@click.option("--skip-bad-rows", is_flag=True, help="Bad rows become rejections instead of exit 2.")
-@click.option("--dedupe", is_flag=True, help="Identical rows share one answer.")
-@click.option("--simulate", is_flag=True, help="Answer with the built-in simulator, without a key.")
+@run_options
 @start_options
 def run(inputs: tuple[str, ...], **given: Any) -> None:
     """Do the job, or go on with it: the same command resumes.
@@ -54,10 +50,14 @@ def run(inputs: tuple[str, ...], **given: Any) -> None:
     `prompt`, or any columns with --template. Every paid answer is kept in the
     checkpoint before it counts; the output is written when all rows are done.
 
+    Whether rows go out in batches or as live calls is chosen for each model,
+    by price, time and --deadline, and said before anything is sent.
+
     Exit codes: 0 every row answered, 2 usage or input, 3 out of credits,
-    4 key refused, 5 overloaded or unreachable, 6 budget, 8 another run holds
-    the checkpoint, 9 hopeless or no such model, 10 some rows rejected,
-    11 disk or checkpoint, 130/143 interrupted. All but 0 and 10 can go on.
+    4 key refused, 5 overloaded or unreachable, 6 budget or deadline,
+    7 batches still running, 8 another run holds the checkpoint, 9 hopeless or
+    no such model, 10 some rows rejected, 11 disk or checkpoint, 130/143
+    interrupted. All but 0 and 10 can go on.
     """
     _start(new_job(inputs, given, os.environ), given)
 
@@ -119,13 +119,19 @@ def _go(job: Job, key: str | None, given: dict[str, Any]) -> Report:
     # A run makes many objects and hardly a cycle; looking for cycles as often as by default costs a sixth of the CPU.
     gc.freeze()
     gc.set_threshold(_GC_EVERY)
-    options = Options(given["new_requests"], given["accept_loss"], given["retry_rejected"])
+    options = Options(given["new_requests"], given["accept_loss"], given["retry_rejected"], given["detach"], _announced)
     try:
         import uvloop
     except ImportError:
         return asyncio.run(_attended(Run(job, key, options=options), given["progress"]))
     report: Report = uvloop.run(_attended(Run(job, key, options=options), given["progress"]))
     return report
+
+
+def _announced(plan: Plan) -> None:
+    from batchrun.faces.plan import text
+
+    _say(text(plan))
 
 
 async def _attended(run: Run, progress: str) -> Report:

@@ -10,7 +10,7 @@ _NEXT = {
     ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys), then: ",
     ParkReason.OVERLOAD: "Try again later: ",
     ParkReason.BUDGET: "Raise --max-cost to go on: ",
-    ParkReason.DEADLINE: "Name a later --deadline, or none: ",
+    ParkReason.DEADLINE: "Name a later time with --deadline, or --deadline none: ",
     ParkReason.REMOTE: "Collect what is ready, and go on: ",
     ParkReason.HOPELESS: "Mend the job (a parameter, the model, the prompts), or allow so many with --max-rejected: ",
     ParkReason.MODEL: "Name a model that can be called with `batchrun run -m`; go on unchanged with: ",
@@ -39,7 +39,7 @@ def _finished(report: Report) -> list[str]:
 def _parked(report: Report) -> list[str]:
     kept = (
         f"{count(report.answered)} of {count(report.total)} answers kept, {count(report.pending)} left"
-        f"{_left_may_cost(report)}."
+        f"{_at_provider(report)}{_left_may_cost(report)}."
     )
     return [
         _pace(report),
@@ -48,6 +48,16 @@ def _parked(report: Report) -> list[str]:
         f"Parked ({report.parked}): {report.message} {kept}",
         f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {place(report.checkpoint)}",
     ]
+
+
+def _at_provider(report: Report) -> str:
+    """Of the rest, what batches at the provider are working on; they go on whatever parked this start."""
+    return f" ({count(report.submitted)} of them in {_batches(report)})" if report.submitted else ""
+
+
+def _batches(report: Report) -> str:
+    number = len(report.batches)
+    return f"{count(number)} batch{'' if number == 1 else 'es'} at the provider" if number else "batches"
 
 
 def _left_may_cost(report: Report) -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from batchrun.faces.words import dollars
-from batchrun.records import Progress, Stage
+from batchrun.faces.words import dollars, duration
+from batchrun.records import BatchStanding, Progress, Stage
 
 Poll = Callable[[], Progress]
 
 _BAR_EVERY = 0.25
 _JSON_EVERY = 1.0
+_FEW = 2  # batches that a line has room for
 # A wait shorter than this is the pace at work, not news.
 _WORTH_SAYING = 2.0
 
@@ -68,6 +70,8 @@ def line(progress: Progress) -> str:
         return f"{progress.stage}: {progress.rows:,} rows"
     if progress.waiting and progress.wait_seconds >= _WORTH_SAYING and progress.wait_seconds != float("inf"):
         return f"waiting {progress.wait_seconds:.0f} s: {progress.waiting}"
+    if progress.batches and progress.in_flight == 0:
+        return ", ".join([*batches(progress.batches), dollars(progress.spent_nano)])
     parts = [f"{progress.answers_per_second:.1f}/s"]
     if progress.in_flight == 0 and progress.answered + progress.rejected < progress.total:
         parts.append("waiting to try again")
@@ -78,6 +82,22 @@ def line(progress: Progress) -> str:
         parts.append(f"{progress.rejected} rejected")
     parts.append(f"{progress.tokens_per_second:,.0f} tok/s")
     return ", ".join(parts)
+
+
+def batches(standing: Sequence[BatchStanding]) -> list[str]:
+    """The batches in a few words: each when they are few, else how many are in which state, and the oldest."""
+    if len(standing) <= _FEW:
+        return [batch(one) for one in standing]
+    states = Counter(one.state for one in standing)
+    counted = [f"{count} batches {state}" for state, count in states.most_common()]
+    return [*counted, f"oldest {duration(max(one.age for one in standing))}"]
+
+
+def batch(one: BatchStanding) -> str:
+    """A batch with its state and age."""
+    done = "" if one.progress is None else f" {one.progress:.0f}%"
+    worry = f" ({one.worry})" if one.worry else ""
+    return f"batch {one.number} {one.state}{done} {duration(one.age)}{worry}"
 
 
 def _clock(seconds: float) -> str:

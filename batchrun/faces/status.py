@@ -9,7 +9,7 @@ import msgspec
 from batchrun.faces.words import count, dollars, duration, place
 from batchrun.records import Event
 from batchrun.store.lock import Holder, living_holder
-from batchrun.store.view import LastRun, ModelSpend, View
+from batchrun.store.view import BatchRow, LastRun, ModelSpend, View
 
 # What the last seconds say of a run that is going on.
 _PULSE_SECONDS = 60.0
@@ -39,6 +39,10 @@ class Standing(msgspec.Struct, frozen=True):
     tokens_per_second: float
     seconds_left: float | None
     events: list[Event]
+    submitted: int
+    batches: list[BatchRow]
+    left_remote: int
+    now: float
 
 
 def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
@@ -70,6 +74,10 @@ def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
         tokens_per_second=tokens,
         seconds_left=kept.pending / answers if answers else None,
         events=view.events(events) if events else [],
+        submitted=kept.submitted,
+        batches=view.batches(),
+        left_remote=view.left_remote(),
+        now=now,
     )
 
 
@@ -98,6 +106,12 @@ def text(seen: Standing) -> str:
         left = f", about {duration(seen.seconds_left)} left" if seen.seconds_left else ""
         lines.append(
             f"Last minute: {seen.answers_per_second:.1f} answers/s, {seen.tokens_per_second:,.0f} tokens/s{left}"
+        )
+    lines += [_batch(one, seen.now) for one in seen.batches]
+    if seen.left_remote:
+        lines.append(
+            f"Still at the provider: files of {count(seen.left_remote)} batch{'' if seen.left_remote == 1 else 'es'} "
+            "(--delete-remote removes them when they are collected)"
         )
     lines += [_money(seen), *(_model(spend) for spend in seen.models)]
     lines += [f"{_local(event.at)}  {event.kind}: {event.detail}" for event in seen.events]
@@ -129,6 +143,15 @@ def _money(seen: Standing) -> str:
         else ""
     )
     return f"Spent: {dollars(seen.spent_nano)}{unpriced}{twice}"
+
+
+def _batch(one: BatchRow, now: float) -> str:
+    done = "" if one.progress is None else f" {one.progress:.0f} %"
+    job = f", job {one.job}" if one.job else ""
+    return (
+        f"  batch {one.number}: {one.state}{done}, {count(one.lines)} rows of {one.model}, "
+        f"{duration(max(0.0, now - one.since_ms / 1000))} old{job}"
+    )
 
 
 def _model(spend: ModelSpend) -> str:

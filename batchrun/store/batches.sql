@@ -176,6 +176,14 @@ select coalesce(sum(reserved_nano), 0) from batch where state not in ('collected
 -- Files on this machine that a batch still needs.
 select file_name from batch where state not in ('collected', 'abandoned');
 
+-- name: batches_standing
+-- Batches that are not over, with the newest job of each.
+select batch.id, model, lines, coalesce(job.status, state), job.progress,
+       coalesce(job.seen_ms, creating_ms, planned_ms), job.id
+from batch left join batch_job as job on job.id = (
+  select id from batch_job where batch_job.batch = batch.id order by seen_ms desc, id limit 1)
+where state not in ('collected', 'abandoned') order by batch.id;
+
 -- name: left_remote
 -- Batches that have files at the provider and need them no more: an abandoned one whose lines are kept still does.
 select id, file_id from batch

@@ -57,6 +57,18 @@ class ModelSpend(msgspec.Struct, frozen=True):
     cost_nano: int
 
 
+class BatchRow(msgspec.Struct, frozen=True):
+    """A batch that is not over: `state` is the provider's word once there is a job; `since` in ms since the epoch."""
+
+    number: int
+    model: str
+    lines: int
+    state: str
+    progress: float | None
+    since_ms: int
+    job: str | None
+
+
 class View:
     """A reader of one checkpoint; a context manager."""
 
@@ -138,6 +150,18 @@ class View:
     def gauges(self) -> dict[str, Gauge]:
         """Observed usage by the model that was asked for."""
         return {model: Gauge(*sums) for model, *sums in self._all("gauges")}
+
+    def reserved_by_batches(self) -> int:
+        """Nano-dollars set aside for batches that are not over."""
+        return int(self._all("reserved_by_batches")[0][0])
+
+    def batches(self) -> list[BatchRow]:
+        """Batches that are not over, oldest first."""
+        return [BatchRow(*row) for row in self._all("batches_standing")]
+
+    def left_remote(self) -> int:
+        """Batches that have files at the provider."""
+        return len(self._all("left_remote"))
 
     def spend_by_model(self) -> list[ModelSpend]:
         """Money and tokens by lane and model."""
