@@ -20,10 +20,12 @@ from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader
 from batchrun.job import Job, allowed_rejections
 from batchrun.lanes.batch import Asked, BatchLane
-from batchrun.lanes.carrier import Carrier, Provider, Returned, Stay, batch_folder
+from batchrun.lanes.carrier import Carrier, Returned, Stay
+from batchrun.lanes.collecting import Collector
 from batchrun.lanes.errands import Board, Errands
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.live import LiveLane
+from batchrun.lanes.provider import Provider, batch_folder
 from batchrun.lanes.quota import LocalQuota
 from batchrun.lanes.uploading import Uploader
 from batchrun.records import BadRow, BatchStanding, ParkReason, Request, Route, Trouble, Usage
@@ -175,9 +177,13 @@ class Sending:
         errands = Errands(quota, clock, job.limits.overload_patience, remote.key_works)
         board = Board(errands, remote.jobs, clock)
         provider = Provider(remote, board, errands, Uploader(remote, errands), client.redacted)
+        collector = Collector(
+            store, till, provider, quota, clock, self.counts, job.batching, cost,
+            job_model=job.asking.model, waits=self._stay is Stay.WAIT,
+        )  # fmt: skip
         self._carrier = Carrier(
-            store, till, provider, quota, clock, self.counts, job.batching, self._stay, cost,
-            job_model=job.asking.model, may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
+            store, provider, collector, quota, clock, job.batching, self._stay,
+            may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
             on_returned=self._returned, on_refused=self._refused,
         )  # fmt: skip
         probing = self._live_lane(client, quota, keeper, tariff)

@@ -38,7 +38,7 @@ def test_the_main_job_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("Done: 200 of 200 rows answered, 0 rejected.")
+    assert "\nDone: 200 of 200 rows answered, 0 rejected." in done.stderr
     assert (tmp_path / "answers.parquet").stat().st_size > 0
 
 

@@ -15,10 +15,11 @@ import msgspec
 
 from batchrun.files import lines
 from batchrun.job import Batching
-from batchrun.lanes.carrier import Carrier, Returned, Stay, batch_folder
+from batchrun.lanes.carrier import Carrier, Returned, Stay
 from batchrun.lanes.errands import Errands
 from batchrun.lanes.lane import Counts
 from batchrun.lanes.packing import Packer
+from batchrun.lanes.provider import batch_folder
 from batchrun.lanes.quota import LocalQuota
 from batchrun.records import Fault, ParkReason, Rejection, Request
 from batchrun.rules import remote

@@ -5,7 +5,6 @@ Which step is next, `rules/remote.py` says. Nothing here knows rows: what a batc
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import math
 from collections.abc import Callable
@@ -15,21 +14,17 @@ from typing import assert_never
 
 import msgspec
 
-from batchrun.api.remote import Remote
 from batchrun.clock import Clock
 from batchrun.job import Batching
-from batchrun.lanes.errands import NOT_FOUND, Board, Errands
-from batchrun.lanes.judging import Judge, Redact
-from batchrun.lanes.lane import Counts
+from batchrun.lanes.collecting import Collector, doubt_of
+from batchrun.lanes.errands import NOT_FOUND
+from batchrun.lanes.provider import Provider, batch_folder, remove
 from batchrun.lanes.quota import LocalQuota
-from batchrun.lanes.uploading import Uploader
-from batchrun.records import BatchStanding, Broken, Doubt, Fault, ParkReason, Refusal, RemoteJob, Trouble, Usage
+from batchrun.records import BatchStanding, Broken, Doubt, Fault, ParkReason, Refusal, RemoteJob, Trouble
 from batchrun.rules import credit, faults, remote
 from batchrun.rules.remote import BatchState, Excuse, RemoteBatch
 from batchrun.store import batches
-from batchrun.store.results import Cost, Results
 from batchrun.store.store import Store
-from batchrun.store.till import Till
 
 SERVER_ERROR = 500
 # A create refused with one of these was refused before anything was made; with any other status below 500 as well.
@@ -42,16 +37,6 @@ class Stay(enum.Enum):
     WAIT = enum.auto()  # until they are over
     LEAVE = enum.auto()  # until every one of them runs
     COLLECT = enum.auto()  # not at all: what is ready is taken, nothing begins
-
-
-class Provider(msgspec.Struct, frozen=True):
-    """The other side: its calls, the shared listing, and how calls are tried again."""
-
-    remote: Remote
-    board: Board
-    errands: Errands
-    uploader: Uploader
-    redact: Redact
 
 
 class Returned(msgspec.Struct, frozen=True):
@@ -73,39 +58,32 @@ class Carrier:
     def __init__(
         self,
         store: Store,
-        till: Till,
         provider: Provider,
+        collector: Collector,
         quota: LocalQuota,
         clock: Clock,
-        counts: Counts,
         terms: Batching,
         stay: Stay,
-        cost: Callable[[str, Usage | None], int | None],
         *,
-        job_model: str | None,
         may_go_live: bool,
         patient: bool,
         on_returned: Callable[[Returned], None],
         on_refused: Callable[[str, Trouble], None],
     ) -> None:
         self._store = store
-        self._till = till
         self._provider = provider
+        self._collector = collector
         self._errands = provider.errands
         self._quota = quota
         self._clock = clock
-        self._counts = counts
         self._terms = terms
         self._stay = stay
-        self._cost = cost
-        self._job_model = job_model
         self._may_go_live = may_go_live
         self._patient = patient
         self._on_returned = on_returned
         self._on_refused = on_refused
         self._folder = Path(batch_folder(store.path))
         self._looked: dict[int, float] = {}
-        self._said: dict[int, str] = {}
         self._worried: set[str] = set()
         self._shut: credit.Shut | None = None
         self._seen_running: set[int] = set()
@@ -143,7 +121,7 @@ class Carrier:
             case remote.Cancel(job, why):
                 return await self._cancel(batch, job, why)
             case remote.Collect(job):
-                return await self._collect(batch, job)
+                return await self._collector.collect(batch, job)
             case remote.Finish(doubtful):
                 await self._finish(batch, doubtful=doubtful)
             case remote.Abandon(doubtful):
@@ -292,76 +270,6 @@ class Carrier:
 
     # --- home again --------------------------------------------------------------------------------------------------
 
-    async def _collect(self, batch: RemoteBatch, number: str) -> RemoteBatch | None:
-        """Take what an ended job has left, whatever its status says."""
-        job = next(job for job in batch.jobs if job.id == number)
-        paths: list[str] = []
-        with contextlib.suppress(OSError):  # what is wrong with it, the download will say
-            self._folder.mkdir(mode=0o700, exist_ok=True)  # of a batch that was given up nothing is kept here
-        try:
-            for kind, file_id in (("output", job.output_file_id), ("error", job.error_file_id)):
-                if file_id is None:
-                    continue
-                path = self._folder / f"batchrun-{batch.nonce}-{len(paths)}.part"
-                got = await self._download(file_id, str(path), job.moved)
-                if got is None:
-                    return None
-                paths += [str(path)] if got else []
-                if not got:
-                    await self._not_there(batch, kind, f"the {kind} file of {job.id} is not there")
-            return await self._take(batch, job, paths)
-        finally:
-            for left in paths:
-                _remove(left)
-
-    async def _download(self, file_id: str, path: str, ended: float) -> bool | None:
-        """Whether the file is there now; None when the run is parked, or is not to wait for it.
-
-        A file that is not there may show late, as jobs do: it is asked for until the grace time is over.
-        """
-        while True:
-            got = await self._errands.run(lambda: self._provider.remote.download(file_id, path))
-            if got is None:
-                return None
-            if not isinstance(got, Trouble):
-                return True
-            if got.status != NOT_FOUND or self._clock.now() - ended >= self._terms.grace:
-                return False
-            if self._stay is not Stay.WAIT:
-                return None
-            await self._errands.rest(self._terms.poll)
-
-    async def _not_there(self, batch: RemoteBatch, kind: str, told: str) -> None:
-        """Answers in a file that cannot be had are paid for, and their lines will be asked again."""
-        if kind == "output" and batch.left:
-            doubt = _doubt(batch)
-            await batches.doubted(self._store, batch, doubt, told)
-            self._quota.took_in(0, doubt.nano)
-        else:
-            await self._store.note("batch", f"batch {batch.id}: {told}")
-
-    async def _take(self, batch: RemoteBatch, job: remote.KnownJob, paths: list[str]) -> RemoteBatch:
-        judge = Judge(
-            batch, str(self._folder / batch.file_name), self._provider.redact,
-            job_model=self._job_model, now=self._clock.now(),
-        )  # fmt: skip
-        judge.whole_job(job.error)
-        cost: Cost = lambda usage: self._cost(batch.model, usage)  # noqa: E731
-        results = Results(self._store, self._till, batch, job.id, cost)
-        collected = await results.take(judge.results(paths), judge.excuse)
-        brought = results.collected
-        self._counts.answered += brought.answered
-        self._counts.rejected += brought.rejected
-        self._counts.tokens += brought.tokens
-        self._counts.spent_nano += brought.cost_nano
-        self._quota.took_in(brought.answered, brought.cost_nano + brought.doubt_nano)
-        for refused in judge.refused:
-            self._quota.rejected(refused.fault, refused.message)
-        if judge.message or judge.error:
-            self._said[batch.id] = judge.message or judge.error
-        await self._store.note("batch", _told(collected, job, results, judge))
-        return collected
-
     async def _finish(self, batch: RemoteBatch, *, doubtful: bool) -> None:
         misses, suspicious = remote.misses(batch, may_go_live=self._may_go_live), False
         if batch.excuse is None and remote.cancelled_by_provider(batch):
@@ -370,13 +278,13 @@ class Carrier:
             misses = 0 if suspicious else misses
         told = f"{batch.lines - batch.left} of {batch.lines} lines settled"
         told += "; the provider may bill the others" if doubtful else ""
-        doubt = _doubt(batch) if doubtful else None
+        doubt = doubt_of(batch) if doubtful else None
         await self._over(batch, BatchState.COLLECTED, misses, told, doubt=doubt, suspicious=suspicious)
         self._follow_excuse(batch)
 
     def _follow_excuse(self, batch: RemoteBatch) -> None:
         """Stop where nothing but a person, or a top-up, can help."""
-        said = self._said.get(batch.id)
+        said = self._collector.said.get(batch.id)
         if not batch.left or said is None:
             return  # nothing is left, or an earlier start stopped for it already and said so
         if batch.excuse is Excuse.CREDITS and batch.id not in self._seen_running:
@@ -392,7 +300,7 @@ class Carrier:
 
     async def _abandon(self, batch: RemoteBatch, *, doubtful: bool) -> None:
         misses = remote.misses(batch, may_go_live=self._may_go_live) if batch.jobs else 0
-        doubt = _doubt(batch) if doubtful else None
+        doubt = doubt_of(batch) if doubtful else None
         await self._withdraw(batch)
         told = f"given up with {batch.left} lines; the provider may bill them" if doubtful else "not begun"
         await self._over(batch, BatchState.ABANDONED, misses, told, doubt=doubt)
@@ -409,7 +317,7 @@ class Carrier:
     ) -> None:
         held = batch.state is not BatchState.ABANDONED
         # Before the commit: afterwards nobody may come to look for it, and every step before can do without it.
-        _remove(self._folder / batch.file_name)
+        remove(self._folder / batch.file_name)
         await batches.over(
             self._store, batch, state, misses=misses, doubt=doubt, told=f"batch {batch.id}: {state}, {told}"
         )
@@ -429,22 +337,6 @@ class Carrier:
             gone = [await self._errands.run(partial(self._provider.remote.delete, name)) for name in files]
             if all(done is True for done in gone):
                 await batches.cleared(self._store, number)
-
-
-def _doubt(batch: RemoteBatch) -> Doubt:
-    """What its lines without an outcome may have cost all the same."""
-    return Doubt(math.ceil(batch.reserved_nano * batch.left / batch.lines), batch.left)
-
-
-def _remove(path: str | Path) -> None:
-    """What cannot be removed is swept away by a later start."""
-    with contextlib.suppress(OSError):
-        Path(path).unlink()
-
-
-def batch_folder(checkpoint: str) -> str:
-    """Where request and result files stay for as long as they are needed."""
-    return f"{checkpoint}.batches"
 
 
 def standing(batch: RemoteBatch, now: float) -> BatchStanding:
@@ -467,13 +359,3 @@ def _may_have_been_heard(seen: Refusal | Broken) -> bool:
     if isinstance(seen, Broken):
         return seen.maybe_paid
     return seen.status >= SERVER_ERROR or seen.status in _MAY_HAVE_BEEN_HEARD
-
-
-def _told(batch: RemoteBatch, job: remote.KnownJob, results: Results, judge: Judge) -> str:
-    brought = results.collected
-    parts = [f"batch {batch.id}: {job.status}, {brought.answered} answers", f"{brought.rejected} refused"]
-    parts += [f"{judge.unread} lines unreadable"] if judge.unread else []
-    parts += [f"{batch.left} of {batch.lines} lines without an outcome"] if batch.left else []
-    if judge.message or judge.error:
-        parts.append(judge.message or judge.error)
-    return ", ".join(parts)
