@@ -306,21 +306,23 @@ class Sending:
             return
         began = self._clock.now()
         while (now := self._clock.now()) < deadline:
-            turn_at = self._turn_at(deadline, began)
-            if self._may_go_live and not self._turned and not self._batches_done and now >= turn_at:
-                await self._store.note("deadline", "batches are cancelled: what is left can still be done live")
+            needed = self._live_seconds()
+            turning = self._may_go_live and not self._turned and not self._batches_done
+            if turning and now >= route.turn_at(deadline, began, needed):
+                how_much = "can still be done" if needed <= deadline - now else "cannot all be done, but most of it,"
+                await self._store.note("deadline", f"batches are cancelled: what is left {how_much} live")
                 self._turn()
             await self._clock.sleep(min(deadline - now, _LOOK_EVERY))
         self._park_deadline()
 
-    def _turn_at(self, deadline: float, began: float) -> float:
+    def _live_seconds(self) -> float:
+        """What live calls would take for the rows that are in batches."""
         rows: dict[str, int] = {}
         for standing in self.batches:
             rows[standing.model] = rows.get(standing.model, 0) + standing.lines
         rates = {model: self.quota.rate(model) if self.quota is not None else None for model in rows}
         cap = None if self._job.limits.rpm is None else self._job.limits.rpm / 60
-        needed = max((route.live_seconds(count, rates[model], cap) for model, count in rows.items()), default=0.0)
-        return route.turn_at(deadline, began, needed)
+        return max((route.live_seconds(count, rates[model], cap) for model, count in rows.items()), default=0.0)
 
     def _park_deadline(self) -> None:
         if self.quota is not None:

@@ -98,19 +98,21 @@ insert or replace into temp.arrived(line, digest, state, answer) values (:line, 
 
 -- name: lines_back
 -- Lines without an outcome bring nothing: of the rows that ask the same, those that no other batch works for go back.
-with back as (
-  select line, digest, row_number() over (partition by digest order by line) as nth
-  from batch_line where batch = :batch and outcome = 0),
-waiting as (
-  select digest, count(*) as rows from request where state = 1 and digest in (select digest from back) group by digest),
-elsewhere as (
-  select digest, count(*) as lines from batch_line join batch on batch.id = batch_line.batch
+with back as (select line, digest from batch_line where batch = :batch and outcome = 0),
+room as (
+  select line, digest, 0 as rows from back
+  union all
+  select null, digest, 1 from request where state = 1 and digest in (select digest from back)
+  union all
+  select null, digest, -1 from batch_line join batch on batch.id = batch_line.batch
   where batch.id <> :batch and outcome = 0 and batch.state not in ('collected', 'abandoned')
-    and digest in (select digest from back) group by digest)
+    and digest in (select digest from back))
 insert into temp.arrived(line, digest, state, answer)
-select line, back.digest, 0, null
-from back join waiting on waiting.digest = back.digest left join elsewhere on elsewhere.digest = back.digest
-where nth <= waiting.rows - coalesce(elsewhere.lines, 0);
+select line, digest, 0, null from (
+  select line, digest, sum(rows) over (partition by digest) as rows,
+         row_number() over (partition by digest order by line nulls last) as nth
+  from room)
+where line is not null and nth <= rows;
 
 -- name: settle_arrived
 -- The k rows that wait for a digest take what k lines brought, answers first.
