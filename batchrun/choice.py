@@ -67,7 +67,11 @@ def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:
         if rest.rows:
             here = _situation(job, known, tariff, model, rest, now)
             parts.append(Part(here, route.choose(here)))
-    notes: tuple[str, ...] = (f"{kept.submitted:,} rows are in batches already.",) if kept.submitted else ()
+    in_batches = f"{kept.submitted:,} rows are in batches already"
+    taken_back = ", which are cancelled: what they finished is kept, the rest goes live"
+    notes: tuple[str, ...] = ()
+    if kept.submitted:
+        notes = (f"{in_batches}{taken_back if job.route is Route.LIVE else ''}.",)
     if len(known.loads) > 1 and left < total:
         notes += ("What is left of each model is taken to be its share of all rows.",)
     return Plan(tuple(parts), total, kept.answered, kept.rejected, notes)

@@ -390,6 +390,8 @@ class Report(msgspec.Struct, frozen=True):
     output: str | None
     written: bool
     rejections: Mapping[str, int]
+    twice: int = 0
+    twice_nano: int = 0
     submitted: int = 0
     batches: tuple[BatchStanding, ...] = ()
 

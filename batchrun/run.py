@@ -258,6 +258,7 @@ class Run:
     async def _report(self, store: Store, kept: Kept, parked: Parked | None, *, written: bool) -> Report:
         hidden = await store.hidden()
         counts = self._counts
+        twice, twice_nano = await store.sql.one("paid_twice") or (0, 0)
         return Report(
             exit_code=self._exit_code(kept, parked),
             total=kept.pending + kept.answered + kept.rejected,
@@ -280,6 +281,8 @@ class Run:
             output=self._job.output if kept.pending == 0 else None,
             written=written,
             rejections=dict(await store.sql.all("rejections_by_fault")) if kept.rejected else {},
+            twice=twice,
+            twice_nano=twice_nano,
             submitted=kept.submitted,
             batches=self._batches,
         )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 
 from batchrun import choice, output, terms
 from batchrun.api.client import Client
@@ -78,6 +79,7 @@ class Sending:
         self._batch_models: frozenset[str] = frozenset()
         self._turned = False
         self._more_live = False
+        self._missed = False
         self._batches_done = True
         self._news = asyncio.Event()
         self._failure: InputError | None = None
@@ -221,10 +223,14 @@ class Sending:
             watch.cancel()
             if past:
                 self._park_deadline()
+            if lane is not None and (running := lane.left_running()) and self.quota is not None:
+                self.quota.park(ParkReason.REMOTE, running)
 
     async def _send_batches(self, lane: BatchLane) -> None:
         try:
-            await lane.run(lambda: self._pending(lambda asked: not self._goes_live(asked)))
+            await lane.run(
+                lambda: self._pending(lambda asked: not self._goes_live(self._batch_models, self._turned, asked))
+            )
         finally:
             self._batches_done = True
             self._news.set()
@@ -234,7 +240,9 @@ class Sending:
         lane, more = live(), await self._starts_live()
         while self._parked() is None:
             if more:
-                stream = self._pending(self._goes_live)
+                # Pages are read ahead: which rows are live's must not change under way, or a row read as pending
+                # goes live although a batch has it by now. What is freed meanwhile comes in the next pass.
+                stream = self._pending(partial(self._goes_live, self._batch_models, self._turned))
                 async with contextlib.aclosing(stream):
                     await lane.run(_requests(stream))
             more = await self._more()
@@ -251,9 +259,9 @@ class Sending:
     async def _more(self) -> bool:
         """Wait until rows go live that were in batches; False when that cannot happen any more."""
         while self._parked() is None:
-            if self._more_live and not (self._batch_lane is not None and self._batch_lane.packing):
-                self._more_live = False
-                if self._turned or not self._batch_models or await self._store.has_missed(MOST_MISSES):
+            if (self._more_live or self._missed) and not (self._batch_lane is not None and self._batch_lane.packing):
+                more, self._more_live, self._missed = self._more_live, False, False
+                if more or await self._store.has_missed(MOST_MISSES):
                     return True
             elif self._batches_done:
                 return False
@@ -262,11 +270,11 @@ class Sending:
                 await self._news.wait()
         return False
 
-    def _goes_live(self, asked: Asked) -> bool:
+    def _goes_live(self, batch_models: frozenset[str], turned: bool, asked: Asked) -> bool:
         request = asked.request
-        if request.model not in self._batch_models or not fits_a_line(request.body):
+        if request.model not in batch_models or not fits_a_line(request.body):
             return True
-        return self._may_go_live and (self._turned or asked.misses >= MOST_MISSES)
+        return self._may_go_live and (turned or asked.misses >= MOST_MISSES)
 
     def _parked(self) -> Parked | None:
         return self.quota.parked if self.quota is not None else None
@@ -278,7 +286,8 @@ class Sending:
         if self._batch_lane is not None:
             self._batch_lane.returned(returned)
         if self._may_go_live:
-            self._more_live = True
+            freed = self._turned or returned.batch.model not in self._batch_models
+            self._more_live, self._missed = self._more_live or freed, True
             self._news.set()
 
     def _refused(self, model: str, trouble: Trouble) -> None:
@@ -290,7 +299,10 @@ class Sending:
             if self._batch_lane is not None:
                 self._batch_lane.pack_anew()
         elif self.quota is not None:
-            self.quota.park(ParkReason.HOPELESS, f"The provider makes no batch of this: {trouble.message}")
+            said = trouble.message.rstrip(".")
+            self.quota.park(
+                ParkReason.HOPELESS, f"The provider makes no batch of this: {said}. Live calls may do: --route auto."
+            )
 
     def _turn(self) -> None:
         """What is in batches goes live; what they have finished is kept."""

@@ -195,7 +195,7 @@ def test_none_takes_a_deadline_away() -> None:
     assert deadline("none", NOW) is None
 
 
-@pytest.mark.parametrize("word", ["", "soon", "25:00", "h", "8x", "nanh", "2026-13-01", "1e400d"])
+@pytest.mark.parametrize("word", ["", "soon", "25:00", "h", "8x", "nanh", "2026-13-01", "1e400d", "-8h", "0m"])
 def test_what_is_no_time_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="is no time"):
         deadline(word, NOW)

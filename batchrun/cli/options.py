@@ -225,7 +225,7 @@ def deadline(word: str, now: datetime) -> float | None:
         return None
     try:
         if word[-1:] in _SPANS:
-            return (now + float(word[:-1]) * _SPANS[word[-1]]).timestamp()
+            return (now + _positive(word[:-1]) * _SPANS[word[-1]]).timestamp()
         if ":" in word and "-" not in word:
             at = datetime.combine(now.date(), time.fromisoformat(word.zfill(5)))
             today = at.replace(tzinfo=None).astimezone()
@@ -235,6 +235,13 @@ def deadline(word: str, now: datetime) -> float | None:
         raise UsageError(
             f"--deadline {word!r} is no time.", "Write it like 06:30, 2026-12-24, '2026-12-24 06:30', 90m or 8h."
         ) from None
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise ValueError
+    return number
 
 
 def _asking(given: Mapping[str, Any]) -> Asking:

@@ -84,7 +84,10 @@ def _money(report: Report) -> str:
 
 
 def _twice(report: Report) -> str:
-    if not report.maybe_twice:
-        return "Paid twice: nothing."
-    most = dollars(report.maybe_twice_nano)
-    return f"Paid twice at most: {count(report.maybe_twice)} calls, {most} (crashes, broken replies)."
+    parts = []
+    if report.twice:
+        parts.append(f"{count(report.twice)} answers, {dollars(report.twice_nano)}")
+    if report.maybe_twice:
+        most = dollars(report.maybe_twice_nano)
+        parts.append(f"at most {count(report.maybe_twice)} calls, {most} (crashes, broken replies)")
+    return f"Paid twice: {' and '.join(parts) or 'nothing'}."

@@ -21,13 +21,16 @@ from batchrun.lanes.lane import Counts
 from batchrun.lanes.packing import Packer
 from batchrun.lanes.provider import batch_folder
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import Fault, ParkReason, Rejection, Request
+from batchrun.records import Fault, Rejection, Request
 from batchrun.rules import remote
 from batchrun.rules.pack import Bounds
 from batchrun.rules.remote import BatchState
 from batchrun.store import batches
 from batchrun.store.keeper import Item
 from batchrun.store.store import Store
+
+# A batch that the budget cuts short has at least this part (one in so many) of the rows that the first such one had.
+_LEAST_SHARE = 10
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
@@ -78,6 +81,7 @@ class BatchLane:
         self._came_back = False
         self._suspicious = False
         self._anew = False
+        self._cut_at = 0  # rows of the first batches that the budget cut short
         self.packing = False
 
     def returned(self, returned: Returned) -> None:
@@ -106,8 +110,6 @@ class BatchLane:
                 self._carry(batch, tasks)
             await self._feed(requests, tasks)
         lines.sweep(self._folder, await batches.files_needed(self._store))
-        if any(batch.state is not BatchState.ABANDONED for batch in self._carrier.open.values()):
-            self._quota.park(ParkReason.REMOTE, self._left_running())
 
     async def _feed(self, requests: Pass, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -159,19 +161,31 @@ class BatchLane:
             return False
         bound = self._quota.bound(request)
         while not self._quota.hold(bound):
-            if self._packer.models:
-                for model in self._packer.models:
-                    if not await self._submit(model, tasks):
-                        return False
-            elif not self._quota.may_come_back:
-                self._quota.out_of_budget("row", bound)
+            if self._packer.models and not await self._cut_short(tasks):
                 return False
-            else:
+            if not self._packer.models and not self._quota.may_come_back:
+                self._quota.out_of_budget("row", bound)
+            elif not self._packer.models:
                 await self._errands.pause(self._terms.poll)
             if not self._may_pack():
                 return False
         self._packer.add(request, bound)
         return self._quota.parked is None
+
+    async def _cut_short(self, tasks: asyncio.TaskGroup) -> bool:
+        """The budget holds no more rows: what is packed goes out, unless it is little beside what went before.
+
+        Each batch may take a day: the last cents of a budget are not worth a chain of ever smaller ones.
+        """
+        rows = self._packer.rows
+        if rows * _LEAST_SHARE < self._cut_at:
+            self._quota.out_of_budget("batch of a worthwhile size", self._packer.reserved)
+            return False
+        self._cut_at = self._cut_at or rows
+        for model in self._packer.models:
+            if not await self._submit(model, tasks):
+                return False
+        return True
 
     async def _submit(self, model: str, tasks: asyncio.TaskGroup) -> bool:
         """Write the open file of this model down as a batch, once there is room for one more at the provider."""
@@ -202,13 +216,16 @@ class BatchLane:
 
     async def _reject(self, asked: Asked) -> None:
         """Under --route batch a row does not go live: it is given up."""
-        message = f"{asked.misses} batches brought no answer for it."
+        message = f"{asked.misses} batches brought no answer for it; --route auto would send it live."
         request = asked.request
         await self._keep(Rejection(request.row, request.digest, Fault.SERVER, None, message, asked.misses))
         self._counts.rejected += 1
         self._quota.rejected(Fault.SERVER, message)
 
-    def _left_running(self) -> str:
+    def left_running(self) -> str:
+        """What this start leaves at the provider, in words; "" when nothing."""
         left = [batch for batch in self._carrier.open.values() if batch.state is not BatchState.ABANDONED]
         rows = sum(batch.left for batch in left)
+        if not left:
+            return ""
         return f"{len(left)} batch{'' if len(left) == 1 else 'es'} with {rows:,} rows at the provider."

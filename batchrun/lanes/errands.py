@@ -79,6 +79,10 @@ class Errands:
         await self.rest(max(wait, backoff(tries + 1, self._clock.random())))
         return self._quota.parked is None
 
+    def recovered(self, errand: object) -> None:
+        """It went well: patience begins anew."""
+        self._failing.pop(errand, None)
+
     def stays(self, trouble: Trouble) -> bool:
         """Whether asking again would bring the same refusal."""
         return trouble.fault in _STAYS
@@ -123,7 +127,13 @@ class Board:
             if self._asked <= since:
                 asked = self._clock.now()
                 jobs = await self._errands.run(self._list_jobs)
-                if jobs is None or isinstance(jobs, Trouble):
+                while isinstance(jobs, Trouble):  # without the list nothing can be known to be safe
+                    if not await self._errands.back_off(self, jobs):
+                        return None
+                    asked = self._clock.now()
+                    jobs = await self._errands.run(self._list_jobs)
+                if jobs is None:
                     return None
+                self._errands.recovered(self)
                 self._asked, self._jobs = asked, jobs
         return self._asked, self._jobs

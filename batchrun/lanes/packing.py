@@ -36,6 +36,16 @@ class Packer:
         """Models with an open file."""
         return tuple(self._open)
 
+    @property
+    def rows(self) -> int:
+        """Requests in the open files."""
+        return sum(opened.file.lines for opened in self._open.values())
+
+    @property
+    def reserved(self) -> int:
+        """Nano-dollars set aside for them."""
+        return sum(opened.reserved for opened in self._open.values())
+
     def is_full(self, request: Request) -> bool:
         """Whether the open file of its model has no room for it."""
         opened = self._open.get(request.model)
@@ -64,6 +74,6 @@ class Packer:
         """Let the open files go; their rows are pending as they were. The nano-dollars set aside for them."""
         for opened in self._open.values():
             opened.file.discard()
-        reserved = sum(opened.reserved for opened in self._open.values())
+        reserved = self.reserved
         self._open.clear()
         return reserved

@@ -98,6 +98,7 @@ insert or replace into temp.arrived(line, digest, state, answer) values (:line, 
 
 -- name: lines_back
 -- Lines without an outcome bring nothing: of the rows that ask the same, those that no other batch works for go back.
+-- One sort, no join: SQLite made no index for the join of lines and counts, and a full batch took a minute.
 with back as (select line, digest from batch_line where batch = :batch and outcome = 0),
 room as (
   select line, digest, 0 as rows from back

@@ -309,6 +309,10 @@ select state, rows from tally;
 select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(prompt_tokens), 0),
        coalesce(sum(completion_tokens), 0), coalesce(sum(cost_nano), 0) from spend;
 
+-- name: paid_twice
+-- Replies that came to rows, or lines, that had their answer already.
+select count(*), coalesce(sum(cost_nano), 0) from paid where surplus = 'twice';
+
 -- name: unpriced
 -- Tokens that were paid for at a price nobody knew then.
 select name.text, sum(prompt_tokens), sum(completion_tokens) from paid join name on name.id = paid.model
