@@ -9,7 +9,8 @@ import asyncio
 import base64
 import contextlib
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.request import getproxies, proxy_bypass
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 class Unfit(Exception):  # noqa: N818 - becomes a `Broken`, never leaves this room
     """A reply that goes against what we may do; the message is a sentence of ours and quotes nothing."""
+
+
+_URLS_KEPT = 64
 
 
 class Alarm:
@@ -72,6 +76,8 @@ class Connections:
         self.clock = clock
         self._session: aiohttp.ClientSession | None = None
         self._proxies: dict[tuple[str, str], dict[str, Any]] = {}
+        self._on_this_machine = is_loopback(base_url)
+        self._urls: dict[str, URL] = {}
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -97,14 +103,17 @@ class Connections:
             await self._session.close()
 
     def url(self, path: str) -> URL:
-        """The address of a path on the server itself."""
-        return URL(self.base_url + path)
+        """The address of a path on the server itself. A few paths make nearly all calls."""
+        if path not in self._urls:
+            if len(self._urls) >= _URLS_KEPT:
+                self._urls.clear()
+            self._urls[path] = URL(self.base_url + path)
+        return self._urls[path]
 
     def is_own(self, url: URL) -> bool:
         """Whether the address is on the server's own origin: nowhere else may the key go."""
         return _origin(url) == _origin(URL(self.base_url))
 
-    @contextlib.asynccontextmanager
     async def request(
         self,
         method: str,
@@ -113,20 +122,16 @@ class Connections:
         show_key: bool,
         data: bytes | AsyncIterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request, whose body is read inside the block. Redirects are not followed."""
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """One request; `async with await` it, and read its body inside. Redirects are not followed."""
         if self._session is None:
             raise RuntimeError("the client is used outside its `async with`")
         said = {**(headers or {}), "Authorization": f"Bearer {self.key}"} if show_key and self.key else headers
-        async with self._session.request(
-            method, url, data=data, headers=said, allow_redirects=False, **await self._proxy(url)
-        ) as response:
-            yield response
+        proxy = {} if self._on_this_machine else await self._proxy(url)
+        return self._session.request(method, url, data=data, headers=said, allow_redirects=False, **proxy)
 
     async def _proxy(self, url: URL) -> dict[str, Any]:
         """HTTPS_PROXY and its kin, asked once a host; a server on this machine, and what it names, need none."""
-        if is_loopback(self.base_url):
-            return {}
         place = (url.scheme, url.host or "")
         if place not in self._proxies:
             self._proxies[place] = await asyncio.to_thread(_proxy_for, *place)
@@ -148,7 +153,7 @@ class Connections:
             began = self.clock.monotonic()
             async with (
                 Alarm(timeouts or self.timeouts) as alarm,
-                self.request(method, self.url(path), show_key=True, data=body, headers=headers) as response,
+                await self.request(method, self.url(path), show_key=True, data=body, headers=headers) as response,
             ):
                 content = await whole(response, alarm)
                 return Reply(response.status, response.headers, content, self.clock.monotonic() - began)

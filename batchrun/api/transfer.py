@@ -101,7 +101,7 @@ class Transfer:
             headers = {"Content-Length": str(size), **(form.headers if form else {})}
             async with (
                 Alarm(self._timeouts) as alarm,
-                self._over.request(
+                await self._over.request(
                     method,
                     url,
                     show_key=form is not None,  # a presigned address is its own permission
@@ -122,7 +122,7 @@ class Transfer:
             began = self._over.clock.monotonic()
             async with (
                 Alarm(self._timeouts) as alarm,
-                self._over.request("GET", url, show_key=self._over.is_own(url), headers=headers) as response,
+                await self._over.request("GET", url, show_key=self._over.is_own(url), headers=headers) as response,
             ):
                 if response.status == _OK:
                     return await _write(response, path, alarm)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 
 from batchrun.records import Answer
@@ -82,23 +81,23 @@ class Till:
             self._names.update({text: number for number, text in await sql.all("names")})
 
     async def _count(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> None:
-        spent: dict[tuple[str, str], Counter[str]] = {}
-        gauged: dict[str, Counter[str]] = {}
+        spent: dict[tuple[str, str], list[int]] = {}
+        gauged: dict[str, list[int]] = {}
         for answer in answers:
-            spent.setdefault((answer.lane, answer.completion.model), Counter()).update(_spent(answer))
-            gauged.setdefault(answer.asked, Counter()).update(_gauged(answer))
+            _add(spent.setdefault((answer.lane, answer.completion.model), [0] * len(_COUNTED)), _spent(answer))
+            _add(gauged.setdefault(answer.asked, [0] * len(_GAUGED)), _gauged(answer))
         await sql.many(
             "count_spend",
             [
-                {"lane": self._names[lane], "model": self._names[model], **{name: counts[name] for name in _COUNTED}}
-                for (lane, model), counts in spent.items()
+                {"lane": self._names[lane], "model": self._names[model], **dict(zip(_COUNTED, sums, strict=True))}
+                for (lane, model), sums in spent.items()
             ],
         )
         await sql.many(
             "count_gauge",
-            [{"model": model, **{name: counts[name] for name in _GAUGED}} for model, counts in gauged.items()],
+            [{"model": model, **dict(zip(_GAUGED, sums, strict=True))} for model, sums in gauged.items()],
         )
-        tokens = sum(counts["prompt_tokens"] + counts["completion_tokens"] for counts in spent.values())
+        tokens = sum(prompt + completion for _, _, prompt, completion, _ in spent.values())
         slice_now = now_ms // 1000 // _PULSE_SECONDS
         await sql.execute("count_pulse", ten_s=slice_now, replies=len(answers), tokens=tokens)
         if slice_now != self._slice:
@@ -116,28 +115,23 @@ class Till:
                 self._packer.use(row[0], content)
 
 
-def _spent(answer: Answer) -> dict[str, int]:
-    usage = answer.completion.usage
-    return {
-        "replies": 1,
-        "unpriced": int(answer.cost_nano is None),
-        "prompt_tokens": usage.prompt_tokens if usage else 0,
-        "completion_tokens": usage.completion_tokens if usage else 0,
-        "cost_nano": answer.cost_nano or 0,
-    }
+def _add(sums: list[int], more: tuple[int, ...]) -> None:
+    for place, value in enumerate(more):
+        sums[place] += value
 
 
-def _gauged(answer: Answer) -> dict[str, int]:
-    """Sums for the estimates of `rules/estimate.py`."""
-    usage = answer.completion.usage
+def _spent(answer: Answer) -> tuple[int, ...]:
+    """What `_COUNTED` names."""
+    usage, cost = answer.completion.usage, answer.cost_nano
     if usage is None:
-        return {}
-    return {
-        "replies": 1,
-        "bytes": answer.size,
-        "prompt_tokens": usage.prompt_tokens,
-        "bytes_sq": answer.size**2,
-        "bytes_tokens": answer.size * usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "completion_sq": usage.completion_tokens**2,
-    }
+        return 1, int(cost is None), 0, 0, cost or 0
+    return 1, int(cost is None), usage.prompt_tokens, usage.completion_tokens, cost or 0
+
+
+def _gauged(answer: Answer) -> tuple[int, ...]:
+    """What `_GAUGED` names: sums for the estimates of `rules/estimate.py`."""
+    usage, size = answer.completion.usage, answer.size
+    if usage is None:
+        return ()
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    return 1, size, prompt, size * size, size * prompt, completion, completion * completion

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -167,7 +168,7 @@ async def test_a_checkpoint_of_the_first_version_goes_on(tmp_path: Path) -> None
     assert await counted(store) == {2: 5, 3: 1}
     assert (await store.kept()).cost_nano == 70 + 4 * COST
     await closed(store)
-    with sqlite3.connect(tmp_path / "a.db") as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as connection, connection:
         assert connection.execute("pragma user_version").fetchone() == (len(migrations()),)
         assert connection.execute("pragma foreign_key_check").fetchall() == []
 
@@ -224,7 +225,7 @@ async def test_a_file_taken_twice_changes_no_row_and_keeps_what_was_paid_again_a
         assert [outcome.body for outcome in view.outcomes()] == [b'{"text": "first"}', None, b'{"text": "first"}']
         assert view.kept().replies == 3
         assert view.kept().cost_nano == 3 * COST
-    with sqlite3.connect(store.path) as connection:
+    with contextlib.closing(sqlite3.connect(store.path)) as connection, connection:
         surplus = connection.execute("select surplus from paid order by id").fetchall()
     assert surplus == [(None,), (None,), ("twice",)]
 
