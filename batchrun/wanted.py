@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -78,8 +79,13 @@ def is_current(job: Job, files: Sequence[SourceFile]) -> bool:
     if before is None or before[0] != job.provider:
         return False
     seen = msgspec.json.decode(before[2], type=Seen)
-    same = [(path, size, mtime) for path, size, mtime, _ in sources] == [(f.path, f.size, f.mtime_ns) for f in files]
-    return same and bool(seen.loads) and msgspec.json.decode(before[1], type=Job).asking == job.asking
+    return bool(seen.loads) and _same(msgspec.json.decode(before[1], type=Job), job, sources, files)
+
+
+def _same(before: Job, job: Job, sources: Iterable[tuple[Any, ...]], files: Sequence[SourceFile]) -> bool:
+    """The same files, as far as size and time tell, asked in the same way."""
+    listed = [(path, size, mtime) for path, size, mtime, _ in sources]
+    return listed == [(file.path, file.size, file.mtime_ns) for file in files] and before.asking == job.asking
 
 
 async def stored(store: Store) -> tuple[Job, Seen] | None:
@@ -114,8 +120,7 @@ def _matches(real: str, typed: str) -> bool:
 
 async def _unchanged(store: Store, before: Job, job: Job, files: Sequence[SourceFile]) -> bool:
     """Whether rows would come out as they are: the same files, asked in the same way."""
-    listed = [(path, size, mtime) for path, size, mtime, _ in await store.sql.all("sources")]
-    if listed != [(file.path, file.size, file.mtime_ns) for file in files] or before.asking != job.asking:
+    if not _same(before, job, await store.sql.all("sources"), files):
         return False
     bad = await store.sql.one("has_bad_rows")
     return job.skip_bad_rows or not (bad and bad[0])

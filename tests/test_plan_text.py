@@ -8,13 +8,13 @@ from typing import Any
 
 from batchrun.faces.plan import as_json, text
 from batchrun.records import Endpoint, Price, Route
-from batchrun.rules.estimate import Gauge, Load, tokens
+from batchrun.rules.estimate import Gauge, Load, one_reply, tokens
 from batchrun.rules.route import Part, Plan, Situation, choose
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
 SEEN = Gauge()
 for out in (90, 100, 110) * 100:
-    SEEN = SEEN.saw(800, 200, out)
+    SEEN = SEEN + Gauge(*one_reply(800, 200, out))
 
 
 def part(model: str = LLAMA, rows: int = 1_000_000, oversized: int = 0, **more: Any) -> Part:

@@ -26,14 +26,8 @@ SUFFIXES = (".jsonl", ".part", ".tmp")
 
 _BUFFER = 1 << 20
 _BEFORE, _BETWEEN, _AFTER = b'{"custom_id":', b',"body":', b"}\n"
-_FIXED = len(_BEFORE) + len(_BETWEEN) + len(_AFTER)
 
 _KEPT = "All answers are kept in the checkpoint. Make room, then run the same command again."
-
-
-def line_size(custom_id: str, body: bytes) -> int:
-    """The bytes that a request takes in a file."""
-    return _FIXED + len(msgspec.json.encode(custom_id)) + len(body)
 
 
 class RequestFile:

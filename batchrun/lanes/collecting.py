@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from batchrun.clock import Clock
@@ -18,7 +19,7 @@ from batchrun.records import Doubt, Trouble, Usage
 from batchrun.rules import remote
 from batchrun.rules.remote import RemoteBatch
 from batchrun.store import batches
-from batchrun.store.results import Cost, Results
+from batchrun.store.results import Results
 from batchrun.store.store import Store
 from batchrun.store.till import Till
 
@@ -112,8 +113,7 @@ class Collector:
             job_model=self._job_model, now=self._clock.now(),
         )  # fmt: skip
         judge.whole_job(job.error)
-        cost: Cost = lambda usage: self._cost(batch.model, usage)  # noqa: E731
-        results = Results(self._store, self._till, batch, job.id, cost)
+        results = Results(self._store, self._till, batch, job.id, partial(self._cost, batch.model))
         collected = await results.take(judge.results(paths), judge.excuse)
         brought = results.collected
         self._counts.answered += brought.answered

@@ -222,8 +222,7 @@ class LocalQuota:
     def _used_up(self, bound: int) -> bool:
         """Park when the call does not fit and no money can come back."""
         limit = self._limits.max_cost_nano
-        coming_back = self._reserved + (0 if self._leaving else self._held)
-        if limit is None or coming_back > 0 or self._fits(bound):
+        if limit is None or self.may_come_back or self._fits(bound):
             return False
         self.out_of_budget("call", bound)
         return True

@@ -109,10 +109,10 @@ class Gauge(msgspec.Struct, frozen=True):
             self.completion_sq + other.completion_sq,
         )
 
-    def saw(self, body_bytes: int, prompt_tokens: int, completion_tokens: int) -> Gauge:
-        """With one more reply."""
-        size, tokens_in, out = body_bytes, prompt_tokens, completion_tokens
-        return self + Gauge(1, size, tokens_in, size * size, size * tokens_in, out, out * out)
+
+def one_reply(size: int, prompt: int, completion: int) -> tuple[int, ...]:
+    """What a reply adds to a `Gauge`, in its order: `size` is the body's in bytes, the rest tokens."""
+    return 1, size, prompt, size * size, size * prompt, completion, completion * completion
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -127,11 +127,6 @@ class Spread(msgspec.Struct, frozen=True):
 
     def __mul__(self, factor: float) -> Spread:
         return Spread(self.low * factor, self.likely * factor, self.high * factor)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether it is a spread at all: nothing negative, low to high."""
-        return 0 <= self.low <= self.likely <= self.high
 
 
 class Estimate(msgspec.Struct, frozen=True):

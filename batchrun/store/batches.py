@@ -161,11 +161,6 @@ async def cancelling(store: Store, batch: RemoteBatch, job: str, why: str, excus
     return await read(store, batch.id)
 
 
-async def excused(store: Store, batch: RemoteBatch, excuse: Excuse) -> RemoteBatch:
-    """Its lines come back through no fault of theirs."""
-    return await _step(store, batch, "set_excuse", excuse=excuse)
-
-
 async def over(
     store: Store, batch: RemoteBatch, state: BatchState, *, misses: int, doubt: Doubt | None = None, told: str
 ) -> None:

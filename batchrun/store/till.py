@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 
 from batchrun.records import Answer
+from batchrun.rules.estimate import Gauge, one_reply
 from batchrun.store.bodies import Packer, train
 from batchrun.store.store import Params, Statements, Store
 
@@ -17,7 +18,7 @@ _PULSE_SECONDS = 10
 _PULSE_KEPT = 600
 
 _COUNTED = ("replies", "unpriced", "prompt_tokens", "completion_tokens", "cost_nano")
-_GAUGED = ("replies", "bytes", "prompt_tokens", "bytes_sq", "bytes_tokens", "completion_tokens", "completion_sq")
+_GAUGED = Gauge.__struct_fields__
 
 
 class Till:
@@ -129,9 +130,6 @@ def _spent(answer: Answer) -> tuple[int, ...]:
 
 
 def _gauged(answer: Answer) -> tuple[int, ...]:
-    """What `_GAUGED` names: sums for the estimates of `rules/estimate.py`."""
-    usage, size = answer.completion.usage, answer.size
-    if usage is None:
-        return ()
-    prompt, completion = usage.prompt_tokens, usage.completion_tokens
-    return 1, size, prompt, size * size, size * prompt, completion, completion * completion
+    """What the fields of a `Gauge` name; nothing when the server did not count."""
+    usage = answer.completion.usage
+    return () if usage is None else one_reply(answer.size, usage.prompt_tokens, usage.completion_tokens)
