@@ -6,7 +6,7 @@ It imports nothing of batchrun outside this package, so that one misunderstandin
 from batchrun.simulator.account import Account, Charge
 from batchrun.simulator.batch_faults import BatchFault, BatchFaultKind, Call, Files, Status
 from batchrun.simulator.batch_records import Job, StoredFile
-from batchrun.simulator.faults import Fault, FaultKind
+from batchrun.simulator.faults import ContextWords, Fault, FaultKind
 from batchrun.simulator.server import Simulator
 from batchrun.simulator.settings import CreditsEnd, CreditsWord, Headers, Settings, SettingsError, read_script
 
@@ -16,6 +16,7 @@ __all__ = [
     "BatchFaultKind",
     "Call",
     "Charge",
+    "ContextWords",
     "CreditsEnd",
     "CreditsWord",
     "Fault",

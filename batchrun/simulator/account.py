@@ -53,6 +53,7 @@ class Account:
         self.batch_charges = 0
         self.batch_spent = 0
         self.requests = 0  # generation requests that have arrived
+        self.requests_by_model: Counter[str] = Counter()  # those, by the model they name, be it known or not
         self.statuses: Counter[int] = Counter()  # of generation requests; 0 is a request that got no status
         self.after_first_402 = 0  # requests that arrived after a 402 was sent and before credits were added
         self.in_flight = 0
@@ -118,9 +119,10 @@ class Account:
         self._buy(None if self.bought is None else self.bought + _nano(usd), top_up=True)
         self._refused_402 = False
 
-    def arrive(self) -> None:
+    def arrive(self, model: str = "") -> None:
         """A generation request is here."""
         self.requests += 1
+        self.requests_by_model[model] += 1
         self.after_first_402 += self._refused_402
         self.in_flight += 1
         self.peak_in_flight = max(self.peak_in_flight, self.in_flight)
@@ -178,6 +180,7 @@ class Account:
             "spent_batch": self.batch_spent,
             "delivered": sum(charge.delivered for charge in self.charges),
             "requests": self.requests,
+            "requests_by_model": dict(sorted(self.requests_by_model.items())),
             "requests_by_status": {str(status): count for status, count in sorted(self.statuses.items())},
             "after_first_402": self.after_first_402,
             "in_flight": self.in_flight,

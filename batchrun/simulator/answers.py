@@ -1,5 +1,6 @@
 """The text of an answer: the same for the same question in every process, and nobody's idea of a real one."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -110,7 +111,39 @@ class Answer:
 def answer(ask: Ask, index: int) -> Answer:
     """The index-th choice. A larger max_tokens continues the same text, it does not change it."""
     seed = _seed(ask, index)
+    return _cut(_words(ask, seed) if ask.schema is None else _json_words(ask.schema, seed), ask, seed)
+
+
+def not_json(ask: Ask, index: int) -> Answer:
+    """Plain text, even when JSON was asked for."""
+    return answer(dataclasses.replace(ask, schema=None), index)
+
+
+def fenced(ask: Ask, index: int) -> Answer:
+    """The right answer inside a Markdown code fence."""
+    seed = _seed(ask, index)
     words = _words(ask, seed) if ask.schema is None else _json_words(ask.schema, seed)
+    words[0] = f"```json\n{words[0]}"
+    words[-1] += "\n```"
+    return _cut(words, ask, seed)
+
+
+def misfit(ask: Ask, index: int) -> Answer:
+    """JSON with a word that no schema knows and a wrong value for each property that has a type, or is one of a few."""
+    properties = (ask.schema or {}).get("properties")
+    fields = properties if isinstance(properties, dict) else {}
+    value = {"unexpected": True} | {name: _wrong(sub) for name, sub in fields.items()}
+    return _cut(_split(value), ask, _seed(ask, index))
+
+
+def _wrong(schema: Any) -> Any:
+    """True, or a string where true could be right."""
+    words = schema if isinstance(schema, dict) else {}
+    return "unexpected" if "boolean" in str(words.get("type")) or "enum" in words or "const" in words else True
+
+
+def _cut(words: list[str], ask: Ask, seed: int) -> Answer:
+    """As many of the words as the reply may have."""
     whole = len(words) <= ask.max_tokens
     kept = words if whole else words[: ask.max_tokens]
     return Answer(" ".join(kept), len(kept), "stop" if whole else "length", seed)
@@ -153,6 +186,10 @@ def _next(state: int) -> int:
 def _json_words(schema: dict[str, Any], seed: int) -> list[str]:
     """A JSON text that fits a simple schema, cut at its spaces so that it is whole only when all of it is."""
     value = _fitting(schema or {"properties": {"answer": {"type": "string"}}}, seed, depth=0)
+    return _split(value)
+
+
+def _split(value: Any) -> list[str]:
     return msgspec.json.format(msgspec.json.encode(value), indent=0).decode().split()
 
 

@@ -9,6 +9,7 @@ import msgspec
 from batchrun.simulator import errors
 from batchrun.simulator.catalog import MODELS, Model
 from batchrun.simulator.errors import Refusal
+from batchrun.simulator.faults import ContextWords
 
 MESSAGE_TOKENS = 4
 """What the chat template adds to each message."""
@@ -33,6 +34,21 @@ class Endpoint(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class _Overflow:
+    """How a request that does not fit the context is refused."""
+
+    status: int
+    words: ContextWords
+
+
+class _Named(msgspec.Struct):
+    model: Any = None
+
+
+_named_decoder = msgspec.json.Decoder(_Named)
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request that can be answered."""
 
@@ -41,14 +57,27 @@ class Ask:
     text: str  # all of the prompt, one message a line
     content: str  # what the ledger knows it by: the last user message, or the prompt
     prompt_tokens: int
-    max_tokens: int
+    max_tokens: int  # room for the reply
+    asked: int | None  # the max_tokens of the request
     n: int
     seed: int | None
     schema: dict[str, Any] | None  # {} asks for any JSON object
 
 
-def parse(endpoint: Endpoint, body: bytes, context_status: int) -> Ask | Refusal:
-    """Read and check one request body."""
+def model_named(body: bytes) -> str:
+    """The model a request names, be it known or not; empty when there is none to be read."""
+    try:
+        model = _named_decoder.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    return model if isinstance(model, str) else ""
+
+
+def parse(
+    endpoint: Endpoint, body: bytes, context_status: int = 400, words: ContextWords = ContextWords.TOGETHER
+) -> Ask | Refusal:
+    """Read and check one request body. What does not fit the context is refused with that status, in those words."""
+    overflow = _Overflow(context_status, words)
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -63,9 +92,9 @@ def parse(endpoint: Endpoint, body: bytes, context_status: int) -> Ask | Refusal
         return mistake
     match endpoint:
         case Endpoint.CHAT:
-            return _chat(fields, model, body, context_status)
+            return _chat(fields, model, body, overflow)
         case Endpoint.COMPLETIONS:
-            return _completion(fields, model, body, context_status)
+            return _completion(fields, model, body, overflow)
 
 
 def _model(fields: dict[str, Any]) -> Model | Refusal:
@@ -99,7 +128,7 @@ def _is_stop(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(word, str) for word in value))
 
 
-def _chat(fields: dict[str, Any], model: Model, body: bytes, context_status: int) -> Ask | Refusal:
+def _chat(fields: dict[str, Any], model: Model, body: bytes, overflow: _Overflow) -> Ask | Refusal:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         return errors.invalid("`messages` must be a list with at least one message", "messages")
@@ -117,19 +146,19 @@ def _chat(fields: dict[str, Any], model: Model, body: bytes, context_status: int
     text = "\n".join(texts)
     tokens = len(text.encode()) // 4 + MESSAGE_TOKENS * len(messages)
     truncate = fields.get("context_length_exceeded_behavior", "error") == "truncate"
-    room = _room(fields, model, min(tokens, len(body)), context_status, truncate=truncate)
+    room = _room(fields, model, min(tokens, len(body)), overflow, truncate=truncate)
     if isinstance(room, Refusal):
         return room
     content = users[-1] if users else texts[-1]
     return _ask(Endpoint.CHAT, fields, model, text, content, min(tokens, len(body)), room, schema)
 
 
-def _completion(fields: dict[str, Any], model: Model, body: bytes, context_status: int) -> Ask | Refusal:
+def _completion(fields: dict[str, Any], model: Model, body: bytes, overflow: _Overflow) -> Ask | Refusal:
     prompt = fields.get("prompt")
     if not isinstance(prompt, str):
         return errors.invalid("`prompt` must be a string", "prompt")
     tokens = min(len(body), max(1, len(prompt.encode()) // 4))
-    room = _room(fields, model, tokens, context_status, truncate=False)
+    room = _room(fields, model, tokens, overflow, truncate=False)
     if isinstance(room, Refusal):
         return room
     return _ask(Endpoint.COMPLETIONS, fields, model, prompt, prompt, tokens, room, None)
@@ -145,7 +174,18 @@ def _ask(
     room: int,
     schema: dict[str, Any] | None,
 ) -> Ask:
-    return Ask(endpoint, model, text, content, tokens, room, fields.get("n", 1), fields.get("seed"), schema)
+    return Ask(
+        endpoint,
+        model,
+        text,
+        content,
+        tokens,
+        room,
+        fields.get("max_tokens"),
+        fields.get("n", 1),
+        fields.get("seed"),
+        schema,
+    )
 
 
 def _message_mistake(message: Any) -> str | None:
@@ -168,12 +208,14 @@ def _text(content: Any) -> str:
     return content if isinstance(content, str) else msgspec.json.encode(content).decode()
 
 
-def _room(fields: dict[str, Any], model: Model, prompt_tokens: int, status: int, *, truncate: bool) -> int | Refusal:
+def _room(
+    fields: dict[str, Any], model: Model, prompt_tokens: int, overflow: _Overflow, *, truncate: bool
+) -> int | Refusal:
     """How many tokens the reply may have, or the refusal of a request that does not fit the context."""
     left = model.context_length - prompt_tokens
     asked: int | None = fields.get("max_tokens")
     if left < 1 or (asked is not None and asked > left and not truncate):
-        return errors.too_long(status, model.context_length, prompt_tokens, asked or 1)
+        return errors.too_long(overflow.status, model.context_length, prompt_tokens, asked or 1, overflow.words)
     return left if asked is None else min(asked, left)
 
 

@@ -8,8 +8,10 @@ import msgspec
 from aiohttp import web
 
 from batchrun.simulator import errors, misbehave
+from batchrun.simulator.asks import Ask
 from batchrun.simulator.batch_faults import BatchFault, BatchFaultKind, BatchScript, Call
 from batchrun.simulator.errors import Refusal
+from batchrun.simulator.faults import Fault
 
 
 class Calls:
@@ -20,10 +22,12 @@ class Calls:
         faults: Iterable[BatchFault],
         key_refusal: Callable[[web.BaseRequest], Refusal | None],
         credits_ended: Callable[[], bool],
+        line_fault: Callable[[Ask], Fault | None],
     ) -> None:
         self.requests: Counter[str] = Counter()
         self.script = BatchScript(faults)
         self.credits_ended = credits_ended
+        self.line_fault = line_fault
         self._key_refusal = key_refusal
 
     def play(self, faults: Iterable[BatchFault]) -> None:

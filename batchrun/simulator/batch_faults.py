@@ -121,12 +121,14 @@ class BatchFault:
 
     `jobs` are ordinals counted from 1, none meaning all: of jobs created (for faults of creating: the job it would
     become; for downloads: the job whose file it is), of uploads begun, or for `call_error` of calls. `times` is how
-    often it strikes at most. Of `share`, `failing` and `status` a kind has its own defaults.
+    often it strikes at most. `model` is that of the job, for the kinds of how a job ends and what happens on its way.
+    Of `share`, `failing` and `status` a kind has its own defaults.
     """
 
     kind: BatchFaultKind
     jobs: tuple[int, ...] = ()
     times: int | None = None
+    model: str | None = None
     status: str | None = None
     files: Files | None = None
     share: float | None = None
@@ -146,6 +148,8 @@ class BatchFault:
             raise ValueError(f"http must be between 200 and 599, not {self.http}")
         if (self.kind is BatchFaultKind.CALL_ERROR) != (self.call is not None):
             raise ValueError("call is the word of call_error, which needs it")
+        if self.model is not None and self.kind not in _ENDS and self.kind not in _ON_THE_WAY:
+            raise ValueError(f"model is a word of what becomes of a job, not of {self.kind.value}")
         known = _statuses(self.kind)
         if self.status is not None and known is not None and self.status not in known:
             raise ValueError(f"status of {self.kind.value} must be one of {', '.join(known)}, not {self.status}")
@@ -194,13 +198,14 @@ class BatchScript:
                 return fault
         return None
 
-    def plan(self, number: int) -> Plan:
+    def plan(self, number: int, model: str) -> Plan:
         """The life of job `number`: the first end that strikes it, and everything on its way."""
         ends: list[BatchFault] = []
         changes: list[BatchFault] = []
         for fault, left in self._left:
             into = changes if fault.kind in _ON_THE_WAY else ends if fault.kind in _ENDS and not ends else None
-            if into is not None and self._hits(fault, left, number):
+            meant = fault.model in (None, model)
+            if into is not None and meant and self._hits(fault, left, number):
                 into.append(fault)
         plan = _ending(ends[0]) if ends else Plan()
         for fault in changes:

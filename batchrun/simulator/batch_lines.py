@@ -17,6 +17,8 @@ from batchrun.simulator import errors, replies
 from batchrun.simulator.asks import Ask, Endpoint, parse
 from batchrun.simulator.catalog import MODELS
 from batchrun.simulator.errors import Refusal
+from batchrun.simulator.faults import Fault
+from batchrun.simulator.refusals import refusal_of
 from batchrun.simulator.settings import Settings
 
 UNREADABLE = "error reading input file"
@@ -105,6 +107,16 @@ class Scan:
         self.close()
 
 
+def first_model(path: Path) -> str:
+    """The model of the first line; empty when there is none to be read."""
+    with path.open("rb") as file:
+        try:
+            model = _body_decoder.decode(_line_decoder.decode(file.readline()).body).model
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return ""
+    return model if isinstance(model, str) else ""
+
+
 def unbatchable(model: Any) -> str | None:
     """The sentence for a model that is known and cannot be used in a batch."""
     known = MODELS.get(model) if isinstance(model, str) else None
@@ -156,19 +168,31 @@ def answer_line(line: bytes, settings: Settings) -> Answered | Failed:
     if len(line) > settings.batch_max_line_bytes:
         return failed(read.custom_id, UNREADABLE, "invalid_request")
     body = bytes(read.body)
-    ask = parse(Endpoint.CHAT, body, settings.context_status)
+    ask = parse(Endpoint.CHAT, body, settings.context_status, settings.context_words)
     if isinstance(ask, Refusal):
         return _refused(read.custom_id, ask)
-    choices = replies.answers(ask)
+    return _answered(read.custom_id, ask, sha256(body).hexdigest(), settings, None)
+
+
+def struck_line(answered: Answered, fault: Fault, settings: Settings) -> Answered | Failed:
+    """What becomes of a line that would have been answered, when this fault strikes it."""
+    refusal = refusal_of(fault, answered.ask)
+    if refusal is not None:
+        return _refused(answered.custom_id, refusal)
+    return _answered(answered.custom_id, answered.ask, answered.body, settings, fault)
+
+
+def _answered(custom_id: str, ask: Ask, body: str, settings: Settings, fault: Fault | None) -> Answered:
+    choices = replies.answers(ask, fault)
     used = replies.usage(ask, choices, settings.cached_share)
     request_id = f"br_{uuid4().hex[:24]}"
-    reply = replies.payload(ask, choices, used, request_id, None)
+    reply = replies.payload(ask, choices, used, request_id, fault)
     output = {
         "id": request_id,
-        "custom_id": read.custom_id,
+        "custom_id": custom_id,
         "response": {"status_code": 200, "body": msgspec.Raw(reply)},
     }
-    return Answered(read.custom_id, _encoder.encode(output) + b"\n", ask, used, sha256(body).hexdigest())
+    return Answered(custom_id, _encoder.encode(output) + b"\n", ask, used, body)
 
 
 def failed(custom_id: str, message: str, code: str) -> Failed:
@@ -181,7 +205,7 @@ def failed(custom_id: str, message: str, code: str) -> Failed:
 def _refused(custom_id: str, refusal: Refusal) -> Failed:
     if refusal.status == errors.no_such_model("").status:
         return failed(custom_id, "Invalid model specified", "invalid_model")
-    return failed(custom_id, refusal.message, refusal.code or "invalid_request")
+    return failed(custom_id, refusal.message, str(refusal.code or "invalid_request"))
 
 
 def is_hit(share: float, index: int) -> bool:

@@ -10,7 +10,17 @@ from batchrun.simulator import errors
 from batchrun.simulator.account import Account, Charge
 from batchrun.simulator.asks import Ask
 from batchrun.simulator.batch_calls import Calls
-from batchrun.simulator.batch_lines import Answered, Failed, Order, Scan, answer_line, custom_id_of, failed, is_hit
+from batchrun.simulator.batch_lines import (
+    Answered,
+    Failed,
+    Order,
+    Scan,
+    answer_line,
+    custom_id_of,
+    failed,
+    is_hit,
+    struck_line,
+)
 from batchrun.simulator.batch_records import Job
 from batchrun.simulator.file_store import FileStore
 from batchrun.simulator.settings import CreditsEnd, Settings
@@ -126,7 +136,11 @@ class Work:
             return failed(custom_id, "Request timeout", "timeout")
         if self._job.credits_gone and custom_id not in self._charged:
             return failed(custom_id, errors.NO_CREDITS.message, "credit_limit")
-        return answer_line(line, self._settings)
+        outcome = answer_line(line, self._settings)
+        fault = self._calls.line_fault(outcome.ask) if isinstance(outcome, Answered) else None
+        if fault is None or not isinstance(outcome, Answered):
+            return outcome
+        return struck_line(outcome, fault, self._settings)
 
     def _take(self, outcome: Answered | Failed | None, output: list[bytes], failures: list[bytes]) -> None:
         job = self._job

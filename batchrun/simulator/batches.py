@@ -12,7 +12,7 @@ from batchrun.simulator import errors
 from batchrun.simulator.account import Account, Milestones
 from batchrun.simulator.batch_calls import Calls
 from batchrun.simulator.batch_faults import CANCELLABLE, TERMINAL, Files, Status
-from batchrun.simulator.batch_lines import UNREADABLE
+from batchrun.simulator.batch_lines import UNREADABLE, first_model
 from batchrun.simulator.batch_records import Job, StoredFile
 from batchrun.simulator.batch_work import Work, WorkEnd
 from batchrun.simulator.file_store import FileStore
@@ -122,7 +122,7 @@ class Batches:
             answers=self._account.answers,
         )
         if after is None:
-            job.plan = self._calls.script.plan(number)
+            job.plan = self._calls.script.plan(number, model or first_model(self._store.path(file.file_id)))
         self.jobs.append(job)
         if job.plan.vanishes and not job.plan.share and not job.plan.restarts:
             job.gone = True

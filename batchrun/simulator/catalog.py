@@ -1,5 +1,6 @@
 """The models the simulator knows, with what they cost; who may call them is decided in `asks`."""
 
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ class Model:
     type: str = "chat"
     serverless: bool = True
     batchable: bool = True
+    hourly: float = 0.0  # dollars, of a dedicated endpoint
 
     def cost(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> int:
         """What a call costs, in nano-dollars."""
@@ -39,11 +41,18 @@ MODELS = {
         Model("google/gemma-4-31B-it", 262_144, 390, 970),
         Model("LiquidAI/LFM2-24B-A2B", 32_768, 30, 120),
         Model("simulator/tiny-512", 512, 20, 20),
+        Model("simulator/small-1k", 1_024, 30, 30),
+        Model("simulator/middle-4k", 4_096, 40, 40),
         Model("simulator/storyteller-base", 8_192, 100, 100, type="language"),
-        Model("simulator/dedicated-only-70b", 131_072, 0, 0, serverless=False),
+        Model("simulator/dedicated-only-70b", 131_072, 0, 0, serverless=False, hourly=2.40),
     )
 }
-"""By id. Those of `simulator/` do not exist at Together: a small context, a plain language model, one only listed."""
+"""By id. Those of `simulator/` do not exist at Together: small contexts, a plain language model, one only listed."""
+
+
+def nearest(name: str) -> str:
+    """The id that looks most like that name."""
+    return difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
 
 
 def listed(model: Model) -> dict[str, Any]:
@@ -62,7 +71,7 @@ def listed(model: Model) -> dict[str, Any]:
         "context_length": model.context_length,
         "config": {"chat_template": None, "stop": [], "bos_token": None, "eos_token": None},
         "pricing": {
-            "hourly": 0,
+            "hourly": model.hourly,
             "input": model.input / 1_000,
             "output": model.output / 1_000,
             "cached_input": cached,

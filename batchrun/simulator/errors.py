@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, assert_never
 
 import msgspec
 
-from batchrun.simulator.faults import Fault
+from batchrun.simulator.faults import ContextWords, Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,7 @@ class Refusal:
     message: str
     type: str | None = "invalid_request_error"
     param: str | None = None
-    code: str | None = None
+    code: str | int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
 
@@ -70,13 +70,49 @@ def not_serverless(model: str) -> Refusal:
     return Refusal(400, message, code="model_not_available")
 
 
-def too_long(status: int, context: int, prompt_tokens: int, max_tokens: int) -> Refusal:
-    """Prompt and reply do not fit the model's context; the service has said so with 400, 403 and 422."""
-    message = (
-        f"Input validation error: `inputs` tokens + `max_new_tokens` must be <= {context}. "
-        f"Given: {prompt_tokens} `inputs` tokens and {max_tokens} `max_new_tokens`"
+def too_long(
+    status: int, context: int, prompt_tokens: int, max_tokens: int, words: ContextWords = ContextWords.TOGETHER
+) -> Refusal:
+    """Prompt and reply do not fit the model's context; the service has said so with 400, 403 and 422.
+
+    The sentence of 403 is that of its error guide (docs.together.ai/docs/error-codes), those of vLLM are the two that
+    its serving_engine.py raises.
+    """
+    match words:
+        case ContextWords.TOGETHER:
+            message = (
+                f"Input validation error: `inputs` tokens + `max_new_tokens` must be <= {context}. "
+                f"Given: {prompt_tokens} `inputs` tokens and {max_tokens} `max_new_tokens`"
+            )
+            return Refusal(status, message, param="max_tokens")
+        case ContextWords.TOGETHER_DOCUMENTED:
+            return Refusal(status, "Bad request: input tokens + max_tokens must be less than context length")
+        case ContextWords.OPENAI:
+            message = (
+                f"This model's maximum context length is {context} tokens. However, you requested "
+                f"{prompt_tokens + max_tokens} tokens ({prompt_tokens} in the messages, {max_tokens} in the "
+                "completion). Please reduce the length of the messages or completion."
+            )
+            return Refusal(status, message, param="messages", code="context_length_exceeded")
+        case ContextWords.VLLM:
+            return Refusal(status, _vllm_too_long(context, prompt_tokens, max_tokens), type="BadRequestError", code=400)
+        case ContextWords.BARE:
+            return Refusal(status, "The request exceeds the model's context length.")
+        case _:
+            assert_never(words)
+
+
+def _vllm_too_long(context: int, prompt_tokens: int, max_tokens: int) -> str:
+    if prompt_tokens >= context:
+        return (
+            f"This model's maximum context length is {context} tokens. However, your request has {prompt_tokens} input "
+            "tokens. Please reduce the length of the input messages."
+        )
+    return (
+        f"'max_tokens' or 'max_completion_tokens' is too large: {max_tokens}. This model's maximum context length is "
+        f"{context} tokens and your request has {prompt_tokens} input tokens "
+        f"({max_tokens} > {context} - {prompt_tokens})."
     )
-    return Refusal(status, message, param="max_tokens")
 
 
 def throttled(model: str, *, by_tokens: bool = False) -> Refusal:

@@ -1,11 +1,16 @@
 """The fault script: which requests go wrong, and how. What a fault looks like on the wire is in `misbehave`."""
 
 import random
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from batchrun.simulator.catalog import MODELS, nearest
+
 _STATUSES = range(200, 600)
+TOO_LONG_STATUSES = (400, 403, 413, 422)
+"""The statuses a request that is too long has been refused with."""
 
 
 class FaultKind(StrEnum):
@@ -15,6 +20,7 @@ class FaultKind(StrEnum):
     STATUS = "status"  # any status with its real body, or the body given
     OVERLOAD = "overload"  # 503: the engine is busy
     THROTTLE = "throttle"  # 429, with `retry_after`, `reset` or neither
+    TOO_LONG = "too_long"  # `status` in those `words`, with `context` as the limit, of a request that would fit
     UNKNOWN_MODEL = "unknown_model"  # 404 for every model
     REDIRECT = "redirect"  # 307 to `location`
     ERROR_OBJECT = "error_object"  # status 200 around an error body
@@ -34,19 +40,42 @@ class FaultKind(StrEnum):
     BIG_HEADER = "big_header"  # one header longer than the 8,190 bytes most clients allow
     NO_USAGE = "no_usage"  # a good reply with usage null
     NULL_CONTENT = "null_content"  # content null, the text in `reasoning`
+    ANSWERED_BY = "answered_by"  # a good reply whose `model` is `served_by`; the model asked is charged
+    NOT_JSON = "not_json"  # a good reply of plain text, whatever form was asked
+    MISFIT = "misfit"  # a good reply of JSON that does not fit the schema
+    FENCED = "fenced"  # a good reply inside a Markdown code fence
+
+
+IN_BATCHES = frozenset(
+    {FaultKind.TOO_LONG, FaultKind.ANSWERED_BY, FaultKind.NOT_JSON, FaultKind.MISFIT, FaultKind.FENCED}
+)
+"""The kinds that strike the lines of a batch too; all others need a connection of their own to spoil."""
+
+
+class ContextWords(StrEnum):
+    """The words for a request that does not fit the model's context; the sentences are in `errors`."""
+
+    TOGETHER = "together"  # as recorded, with figures
+    TOGETHER_DOCUMENTED = "together_documented"  # the sentence beside 403 in the service's error guide
+    OPENAI = "openai"
+    VLLM = "vllm"
+    BARE = "bare"  # without any figures
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault and when it strikes. All conditions given must hold; none given means always.
 
-    `after` skips so many generation requests, counted since the fault was set (for `credits_end`: so many charged
-    answers, counted over the account's life); `count` ends it after so many strikes; `every` strikes the k-th, 2k-th...
-    of the requests left; `start` and `seconds` are a window since the fault was set; `content` is text that the prompt
-    must contain.
+    `after` skips so many generation requests, counted since the fault was set (in a batch: so many lines; for
+    `credits_end`: so many charged answers, counted over the account's life); `count` ends it after so many strikes;
+    `start` and `seconds` are a window since the fault was set; `model` is the model asked, `content` is text that the
+    prompt must contain; `first` strikes only the first so many requests with the same prompt, live and in batches
+    together; `every` strikes the k-th, 2k-th... of the requests left.
     """
 
     kind: FaultKind
+    model: str | None = None
+    first: int | None = None
     after: int | None = None
     count: int | None = None
     every: int | None = None
@@ -55,7 +84,7 @@ class Fault:
     seconds: float | None = None
     content: str | None = None
     charged: bool | None = None  # hang only: false when the call costs nothing
-    status: int = 500
+    status: int | None = None  # 500, and 400 for too_long
     body: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     retry_after: float | None = None
@@ -63,26 +92,45 @@ class Fault:
     location: str = "/v1/moved/chat/completions"
     pause: float = 0.01
     size: int = 20_000_000
+    served_by: str | None = None  # answered_by only, which needs it
+    words: ContextWords = ContextWords.TOGETHER
+    context: int | None = None  # too_long only: the limit it tells; half of the prompt's tokens if not given
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"every must be at least 1, not {self.every}")
+        for name in ("every", "first", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.probability is not None and not 0 <= self.probability <= 1:
             raise ValueError(f"probability must be between 0 and 1, not {self.probability}")
-        if self.status not in _STATUSES:
+        if self.status is not None and self.status not in _STATUSES:
             raise ValueError(f"status must be between 200 and 599, not {self.status}")
+        if self.model is not None and self.model not in MODELS:
+            near = nearest(self.model)
+            raise ValueError(f"requests for {self.model!r} never reach a fault: the nearest model known is {near!r}")
+        self._check_words_of_one_kind()
+
+    def _check_words_of_one_kind(self) -> None:
         if self.charged is not None and self.kind is not FaultKind.HANG:
             raise ValueError(f"charged is a word of the hang fault only, not of {self.kind.value}")
+        if (self.kind is FaultKind.ANSWERED_BY) != (self.served_by is not None):
+            raise ValueError("served_by is the word of answered_by, which needs it")
+        if self.kind is FaultKind.TOO_LONG:
+            if self.status not in (None, *TOO_LONG_STATUSES):
+                raise ValueError(f"status of too_long must be 400, 403, 413 or 422, not {self.status}")
+        elif self.context is not None or self.words is not ContextWords.TOGETHER:
+            raise ValueError(f"words and context are words of too_long only, not of {self.kind.value}")
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
     """What a fault's conditions are held against: one request, as it arrived."""
 
-    number: int  # generation requests since the script was set, this one included
+    number: int  # generation requests since the script was set, or lines of batches, this one included
     answers: int  # answers charged over the account's life
     seconds: float  # since the script was set
     content: str
+    model: str = ""
 
 
 @dataclass(slots=True)
@@ -93,6 +141,7 @@ class _Armed:
     seen: int = 0
     struck: int = 0
     over: bool = False
+    asked: Counter[int] = field(default_factory=Counter)  # by the hash of the prompt, for `first`
 
 
 class Script:
@@ -107,10 +156,10 @@ class Script:
     def __len__(self) -> int:
         return len(self._armed)
 
-    def pick(self, moment: Moment) -> Fault | None:
-        """The fault that strikes this request, if any."""
+    def pick(self, moment: Moment, kinds: Collection[FaultKind] | None = None) -> Fault | None:
+        """The fault that strikes this request, if any; of these kinds only, when they are given."""
         for armed in self._armed:
-            if self._strikes(armed, moment):
+            if (kinds is None or armed.fault.kind in kinds) and self._strikes(armed, moment):
                 armed.struck += 1
                 return armed.fault
         return None
@@ -130,7 +179,11 @@ class Script:
         fault = armed.fault
         if armed.over or not _in_window(fault, moment):
             return False
+        if fault.model not in (None, moment.model):
+            return False
         if fault.content is not None and fault.content not in moment.content:
+            return False
+        if fault.first is not None and _times_asked(armed, moment.content) > fault.first:
             return False
         armed.seen += 1
         if fault.every is not None and armed.seen % fault.every:
@@ -138,6 +191,13 @@ class Script:
         if fault.probability is not None and self._dice.random() >= fault.probability:
             return False
         return fault.count is None or armed.struck < fault.count
+
+
+def _times_asked(armed: _Armed, content: str) -> int:
+    """How often this prompt has now come as far as this fault."""
+    key = hash(content)
+    armed.asked[key] += 1
+    return armed.asked[key]
 
 
 def _in_window(fault: Fault, moment: Moment) -> bool:

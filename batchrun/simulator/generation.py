@@ -2,23 +2,24 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import assert_never
 
 from aiohttp import web
 
 from batchrun.simulator import errors, misbehave, replies
 from batchrun.simulator.account import Account, Charge
-from batchrun.simulator.asks import Ask, Endpoint, parse
+from batchrun.simulator.asks import Ask, Endpoint, model_named, parse
 from batchrun.simulator.errors import Refusal
-from batchrun.simulator.faults import Fault, FaultKind, Moment, Script
+from batchrun.simulator.faults import IN_BATCHES, Fault, Moment, Script
 from batchrun.simulator.limits import Limits, Turned
 from batchrun.simulator.misbehave import Sent
+from batchrun.simulator.refusals import refusal_of
 from batchrun.simulator.settings import Headers, Settings
 
 _NO_HEADERS: dict[str, str] = {}
@@ -54,7 +55,7 @@ class Generation:
 
     def top_up(self, usd: float) -> None:
         """Add credits, and end a `credits_end`."""
-        self._script.top_up(self._moment(""))
+        self._script.top_up(self._moment())
         self.account.top_up(usd)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
@@ -73,15 +74,24 @@ class Generation:
 
     def credits_ended(self) -> bool:
         """Whether nothing more may be charged."""
-        return self.account.exhausted or self._script.credits_ended(self._moment(""))
+        return self.account.exhausted or self._script.credits_ended(self._moment())
+
+    def line_fault(self, ask: Ask) -> Fault | None:
+        """What strikes this line of a batch: the same script, of the kinds that can be had in a file."""
+        self._lines += 1
+        if not len(self._script):
+            return None
+        moment = dataclasses.replace(self._moment(ask), number=self._lines)
+        return self._script.pick(moment, IN_BATCHES)
 
     def _begin(self, script: Script) -> None:
         self._script = script
         self._script_began = (self.account.requests, time.monotonic())
+        self._lines = 0  # of batches, since then
 
     async def _serve(self, request: web.Request, endpoint: Endpoint) -> web.StreamResponse:
         body = await request.read()
-        self.account.arrive()
+        self.account.arrive(model_named(body))
         status = misbehave.NO_STATUS
         try:
             decided = self._decide(request, body, endpoint)
@@ -101,7 +111,7 @@ class Generation:
         refusal = self.key_refusal(request)
         if refusal is not None:
             return refusal
-        ask = parse(endpoint, body, self._settings.context_status)
+        ask = parse(endpoint, body, self._settings.context_status, self._settings.context_words)
         if isinstance(ask, Refusal):
             return ask
         if self.account.exhausted:
@@ -109,8 +119,8 @@ class Generation:
         turned = self._limits_of(ask.model.id).admit(self._generating, time.monotonic())
         if turned is not None:
             return self._turned(turned, ask.model.id)
-        fault = self._script.pick(self._moment(ask.text)) if len(self._script) else None
-        refusal = None if fault is None else refusal_of(fault, ask.model.id)
+        fault = self._script.pick(self._moment(ask)) if len(self._script) else None
+        refusal = None if fault is None else refusal_of(fault, ask)
         return refusal or _Job(ask, body, fault)
 
     async def _refuse(self, request: web.Request, refusal: Refusal) -> Sent:
@@ -137,7 +147,7 @@ class Generation:
             self._generating -= 1
 
     async def _charge_and_reply(self, request: web.Request, job: _Job) -> Sent:
-        choices = replies.answers(job.ask)
+        choices = replies.answers(job.ask, job.fault)
         used = replies.usage(job.ask, choices, self._settings.cached_share)
         body = replies.payload(job.ask, choices, used, self._request_id(), job.fault)
         charge = self._charge(job, used)
@@ -180,9 +190,11 @@ class Generation:
         self._limits_of(ask.model.id).use(used["total_tokens"], time.monotonic())
         return charge
 
-    def _moment(self, content: str) -> Moment:
+    def _moment(self, ask: Ask | None = None) -> Moment:
         requests, began = self._script_began
-        return Moment(self.account.requests - requests, self.account.answers, time.monotonic() - began, content)
+        content, model = ("", "") if ask is None else (ask.text, ask.model.id)
+        seconds = time.monotonic() - began
+        return Moment(self.account.requests - requests, self.account.answers, seconds, content, model)
 
     def _limits_of(self, model: str) -> Limits:
         limits = self._limits.get(model)
@@ -206,44 +218,3 @@ class Generation:
 
     def _request_id(self) -> str:
         return f"sim-{self.account.requests:06x}-{self.account.answers:06x}"
-
-
-def refusal_of(fault: Fault, model: str) -> Refusal | None:
-    """What a fault that is simply an error reply answers; None for those that spoil a reply or the connection."""
-    match fault.kind:
-        case FaultKind.CREDITS_END:
-            refusal = errors.NO_CREDITS
-        case FaultKind.STATUS:
-            refusal = errors.by_status(fault.status, model)
-        case FaultKind.OVERLOAD:
-            refusal = errors.OVERLOADED
-        case FaultKind.THROTTLE:
-            refusal = errors.throttled(model)
-        case FaultKind.UNKNOWN_MODEL:
-            refusal = errors.no_such_model(model)
-        case FaultKind.REDIRECT:
-            refusal = Refusal(307, "Moved", headers={"Location": fault.location})
-        case FaultKind.ERROR_OBJECT:
-            refusal = Refusal(200, "Internal Server Error", type=None)
-        case (
-            FaultKind.RESET_BEFORE
-            | FaultKind.RESET_DURING
-            | FaultKind.RESET_AFTER
-            | FaultKind.CUT_BODY
-            | FaultKind.BROKEN_JSON
-            | FaultKind.NO_CHOICES
-            | FaultKind.WRONG_CONTENT_TYPE
-            | FaultKind.BAD_UTF8
-            | FaultKind.BAD_GZIP
-            | FaultKind.HANG
-            | FaultKind.TRICKLE
-            | FaultKind.HUGE_BODY
-            | FaultKind.TWO_CONTENT_LENGTHS
-            | FaultKind.BIG_HEADER
-            | FaultKind.NO_USAGE
-            | FaultKind.NULL_CONTENT
-        ):
-            return None
-        case _:
-            assert_never(fault.kind)
-    return errors.of_fault(refusal, fault)

@@ -62,6 +62,10 @@ def is_readable(kind: FaultKind) -> bool:
             | FaultKind.HUGE_BODY
             | FaultKind.NO_USAGE
             | FaultKind.NULL_CONTENT
+            | FaultKind.ANSWERED_BY
+            | FaultKind.NOT_JSON
+            | FaultKind.MISFIT
+            | FaultKind.FENCED
         ):
             return True
         case (
@@ -69,6 +73,7 @@ def is_readable(kind: FaultKind) -> bool:
             | FaultKind.STATUS
             | FaultKind.OVERLOAD
             | FaultKind.THROTTLE
+            | FaultKind.TOO_LONG
             | FaultKind.UNKNOWN_MODEL
             | FaultKind.REDIRECT
             | FaultKind.ERROR_OBJECT

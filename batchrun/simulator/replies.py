@@ -5,11 +5,12 @@ from typing import Any
 
 import msgspec
 
-from batchrun.simulator.answers import Answer, answer
+from batchrun.simulator.answers import Answer, answer, fenced, misfit, not_json
 from batchrun.simulator.asks import Ask, Endpoint
 from batchrun.simulator.faults import Fault, FaultKind
 
 _encoder = msgspec.json.Encoder()
+_OTHER_TEXTS = {FaultKind.NOT_JSON: not_json, FaultKind.MISFIT: misfit, FaultKind.FENCED: fenced}
 
 
 def usage(ask: Ask, answers: list[Answer], cached_share: float) -> dict[str, int]:
@@ -24,9 +25,10 @@ def usage(ask: Ask, answers: list[Answer], cached_share: float) -> dict[str, int
     }
 
 
-def answers(ask: Ask) -> list[Answer]:
-    """The choices asked for."""
-    return [answer(ask, index) for index in range(ask.n)]
+def answers(ask: Ask, fault: Fault | None = None) -> list[Answer]:
+    """The choices asked for, in another text where the fault is one of the text."""
+    make = answer if fault is None else _OTHER_TEXTS.get(fault.kind, answer)
+    return [make(ask, index) for index in range(ask.n)]
 
 
 def payload(ask: Ask, choices: list[Answer], used: dict[str, int], request_id: str, fault: Fault | None) -> bytes:
@@ -63,6 +65,8 @@ def _spoil(reply: dict[str, Any], fault: Fault) -> None:
     elif fault.kind is FaultKind.HUGE_BODY:
         missing = fault.size - len(_encoder.encode(reply)) - len(',"warnings":[{"message":""}]')
         reply["warnings"] = [{"message": "." * max(0, missing)}]
+    elif fault.kind is FaultKind.ANSWERED_BY:
+        reply["model"] = f"simulated/{fault.served_by}"
     elif fault.kind is FaultKind.NULL_CONTENT:
         for choice in reply["choices"]:
             _move_to_reasoning(choice)

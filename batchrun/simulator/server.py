@@ -1,6 +1,8 @@
 """The server: routes, start and stop, and the Simulator that tests hold in their hands. It listens on loopback only."""
 
+import time
 from collections.abc import Iterable
+from email.utils import formatdate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -124,7 +126,12 @@ class Simulator:
         settings, account = self.settings, self.account
         account.open(settings.credits, self._state, keep)
         self._generation = Generation(settings, account)
-        self._calls = Calls(settings.batch_faults, self._generation.key_refusal, self._generation.credits_ended)
+        self._calls = Calls(
+            settings.batch_faults,
+            self._generation.key_refusal,
+            self._generation.credits_ended,
+            self._generation.line_fault,
+        )
         folder = None if self._state is None else self._state.with_name(f"{self._state.name}.files")
         self._files = FileStore(folder, account.record)
         try:
@@ -146,16 +153,27 @@ class Simulator:
         batch_api.add_routes(app)
         Control(self._generation, self.batches, batch_api, self._calls).add_routes(app)
         app.router.add_route("*", "/{path:.*}", self._nowhere)
+        if self.settings.clock_skew:
+            app.on_response_prepare.append(self._shift_date)
         return app
 
     async def _models(self, request: web.Request) -> web.Response:
-        refusal = self._generation.key_refusal(request)
+        refusal = self._generation.key_refusal(request) or self._models_refusal()
         return _refused(refusal) if refusal else _json([listed(model) for model in MODELS.values()])
+
+    def _models_refusal(self) -> Refusal | None:
+        status = self.settings.models_status
+        if status is None:
+            return None
+        return errors.NO_SUCH_PATH if status == errors.NO_SUCH_PATH.status else errors.by_status(status, "")
 
     async def _whoami(self, request: web.Request) -> web.Response:
         refusal = self._generation.key_refusal(request)
         owner = {"organization_id": "simulated", "project_id": "simulated", "user_id": "simulated"}
         return _refused(refusal) if refusal else _json(owner)
+
+    async def _shift_date(self, _request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Date"] = formatdate(time.time() + self.settings.clock_skew, usegmt=True)
 
     async def _nowhere(self, _request: web.Request) -> web.Response:
         return _refused(errors.NO_SUCH_PATH)

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from batchrun.simulator.batch_faults import BatchFault, BatchFaultKind
-from batchrun.simulator.faults import Fault, FaultKind
+from batchrun.simulator.faults import TOO_LONG_STATUSES, ContextWords, Fault, FaultKind
 
 _T = TypeVar("_T")
+_ERROR_STATUSES = range(400, 600)
 _DISCOUNTS = {"meta-llama/Llama-3.3-70B-Instruct-Turbo": 0.5}
 
 
@@ -54,7 +55,10 @@ class Settings:
     sigma: float = 0.35
     refusal_latency: float = 0.02
     seed: int = 0
-    context_status: int = 400  # 403 and 422 have been seen for a prompt that is too long
+    context_status: int = 400  # for a prompt that is too long; 403 and 422 have been seen, others say 413
+    context_words: ContextWords = ContextWords.TOGETHER
+    models_status: int | None = None  # GET /v1/models fails with it
+    clock_skew: float = 0.0  # the Date of every reply is so much ahead, below 0 behind
     refused_keys: tuple[str, ...] = ()
     cached_share: float = 0.0  # of the prompt tokens, for models with a cached price
 
@@ -101,13 +105,26 @@ class Settings:
         for name in ("max_in_flight", "slots", "batch_max_lines", "batch_max_bytes", "batch_max_line_bytes"):
             _check(name, getattr(self, name), lambda value: value >= 1, "must be at least 1")
         _check("cached_share", self.cached_share, lambda value: 0 <= value <= 1, "must be between 0 and 1")
-        _check("context_status", self.context_status, lambda value: value in (400, 403, 422), "must be 400, 403 or 422")
+        words, sentence = "must be 400, 403, 413 or 422", "must be between 400 and 599"
+        _check("context_status", self.context_status, lambda value: value in TOO_LONG_STATUSES, words)
+        _check("models_status", self.models_status, lambda value: value in _ERROR_STATUSES, sentence)
         if self.tokens_per_second is not None and self.tokens_per_minute is not None:
             raise SettingsError("give tokens_per_second or tokens_per_minute, not both")
 
 
 SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "server": ("latency", "sigma", "refusal_latency", "seed", "context_status", "refused_keys", "cached_share"),
+    "server": (
+        "latency",
+        "sigma",
+        "refusal_latency",
+        "seed",
+        "context_status",
+        "context_words",
+        "models_status",
+        "clock_skew",
+        "refused_keys",
+        "cached_share",
+    ),
     "account": ("credits", "metering_delay", "strict_in_flight"),
     "limits": (
         "requests_per_second",
@@ -154,6 +171,7 @@ def parse_script(text: str) -> Settings:
     for section, names in SECTIONS.items():
         values |= _section(document, section, names)
     values |= {BATCH_SECTION[word]: value for word, value in _section(document, "batch", BATCH_SECTION).items()}
+    _refuse_unknown_words(values, "context_words")
     values["faults"] = parse_faults(document.get("fault", []))
     values["batch_faults"] = parse_batch_faults(document.get("batch_fault", []))
     return _convert(values, Settings)
@@ -191,6 +209,7 @@ def _parse_fault(table: dict[str, Any], into: type[_T], kinds: list[str]) -> _T:
     if not isinstance(kind, str):
         raise SettingsError("a fault needs a kind")
     _refuse_unknown([kind], kinds, "kind of fault")
+    _refuse_unknown_words(table, "words")
     return _convert(table, into)
 
 
@@ -207,6 +226,12 @@ def _refuse_unknown(words: Iterable[str], known: Iterable[str], what: str) -> No
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.0)
             raise SettingsError(f"unknown {what}: {word!r}; the nearest known is {near[0]!r}")
+
+
+def _refuse_unknown_words(values: Mapping[str, Any], name: str) -> None:
+    """Name the nearest when the choice of words for a context that is too small is none of them."""
+    if isinstance(value := values.get(name), str):
+        _refuse_unknown([value], [words.value for words in ContextWords], f"choice of {name}")
 
 
 def _check(name: str, value: Any, is_good: Callable[[Any], bool], sentence: str) -> None:

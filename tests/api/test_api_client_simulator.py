@@ -49,6 +49,7 @@ REFUSALS = {
     Kind.THROTTLE: Fault.THROTTLED,
     Kind.UNKNOWN_MODEL: Fault.MODEL_MISSING,
     Kind.REDIRECT: Fault.BAD_REQUEST,
+    Kind.TOO_LONG: Fault.TOO_LONG,
 }
 BROKEN = {
     Kind.ERROR_OBJECT: Fault.GARBLED,
@@ -90,10 +91,11 @@ async def test_a_broken_reply_may_have_been_paid(kind: Kind):
 @pytest.mark.parametrize("endpoint", Endpoint)
 @pytest.mark.parametrize("kind", [None, *(kind for kind in Kind if is_readable(kind) or kind in READ_ALL_THE_SAME)])
 async def test_what_can_be_read_is_an_answer(kind: Kind | None, endpoint: Endpoint):
-    planned = () if kind is None else (Planned(kind, pause=0.0, size=1_000_000),)
+    served_by = "another/model" if kind is Kind.ANSWERED_BY else None
+    planned = () if kind is None else (Planned(kind, pause=0.0, size=1_000_000, served_by=served_by),)
     seen = await outcome(*planned, endpoint=endpoint)
     assert isinstance(seen, Completion)
-    assert seen.model == f"simulated/{MODEL}"
+    assert seen.model == f"simulated/{served_by or MODEL}"
     assert (seen.usage is None) == (kind is Kind.NO_USAGE)
     assert (wire.texts(seen.body)[0] is None) == (kind is Kind.NULL_CONTENT)
 

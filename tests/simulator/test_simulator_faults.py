@@ -35,6 +35,7 @@ SEEN = {
     K.OVERLOAD: Seen(503),
     K.THROTTLE: Seen(429),
     K.UNKNOWN_MODEL: Seen(404),
+    K.TOO_LONG: Seen(400),
     K.REDIRECT: Seen(307),
     K.ERROR_OBJECT: Seen(200),
     K.RESET_BEFORE: Seen(raises=BROKEN_CONNECTION),
@@ -53,13 +54,18 @@ SEEN = {
     K.BIG_HEADER: Seen(raises=aiohttp.ClientResponseError, charged=True),
     K.NO_USAGE: Seen(200, charged=True, delivered=True),
     K.NULL_CONTENT: Seen(200, charged=True, delivered=True),
+    K.ANSWERED_BY: Seen(200, charged=True, delivered=True),
+    K.NOT_JSON: Seen(200, charged=True, delivered=True),
+    K.MISFIT: Seen(200, charged=True, delivered=True),
+    K.FENCED: Seen(200, charged=True, delivered=True),
 }
 
 
 @pytest.mark.parametrize("kind", FaultKind)
 async def test_each_fault_is_seen_once_and_the_ledger_tells_what_it_cost(kind):
     seen = SEEN[kind]
-    faults = (Fault(kind, count=1, pause=0.0, after=0),)
+    served_by = "another/model" if kind is K.ANSWERED_BY else None
+    faults = (Fault(kind, count=1, pause=0.0, after=0, served_by=served_by),)
     async with Simulator(Settings(latency=0.0, refusal_latency=0.0, faults=faults)) as sim, client_of(sim) as client:
         if seen.raises:
             with pytest.raises(seen.raises):
@@ -219,6 +225,7 @@ async def test_a_top_up_before_credits_end_does_not_prevent_it():
         (Fault(K.STATUS, every=3), [3, 6]),
         (Fault(K.STATUS, after=1, every=2), [3, 5]),
         (Fault(K.STATUS, content="4"), [4]),
+        (Fault(K.STATUS, first=1), [1, 2, 3, 4, 5, 6]),
         (Fault(K.STATUS, start=2.0, seconds=3.0), [2, 3, 4]),
     ],
 )

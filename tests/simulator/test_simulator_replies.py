@@ -181,7 +181,7 @@ async def test_a_list_of_prompts_is_refused():
     assert (got.status, got.error["param"]) == (400, "prompt")
 
 
-@pytest.mark.parametrize("status", [400, 403, 422])
+@pytest.mark.parametrize("status", [400, 403, 413, 422])
 async def test_a_prompt_too_long_is_refused_with_the_status_of_the_settings(status):
     settings = Settings(latency=0.0, refusal_latency=0.0, context_status=status)
     async with Simulator(settings) as sim, client_of(sim) as client:
