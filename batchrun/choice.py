@@ -5,7 +5,7 @@ What decides stands in `rules/route.py`; this only collects what it decides on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -39,6 +39,13 @@ class Known(msgspec.Struct, frozen=True):
     gauges: Mapping[str, Gauge]
     learned: Mapping[str, Learned]
     spent: int | None
+
+    def with_stand_ins(self, takes: Callable[[str], str]) -> Known:
+        """The same with each load under the model that takes its requests."""
+        loads: dict[str, Load] = {}
+        for model, load in self.loads.items():
+            loads[takes(model)] = loads.get(takes(model), Load()) + load
+        return msgspec.structs.replace(self, loads=loads)
 
 
 def known_of(view: View) -> Known:
@@ -74,7 +81,7 @@ def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:
         notes = (f"{in_batches}{taken_back if job.route is Route.LIVE else ''}.",)
     if len(known.loads) > 1 and left < total:
         notes += ("What is left of each model is taken to be its share of all rows.",)
-    return Plan(tuple(parts), total, kept.answered, kept.rejected, notes)
+    return Plan(tuple(parts), total, kept.answered, kept.rejected, notes, kept.again)
 
 
 def _situation(job: Job, known: Known, tariff: Tariff, model: str, load: Load, now: float) -> Situation:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from batchrun.errors import UsageError
-from batchrun.records import Endpoint, Price, Route
+from batchrun.records import Cut, Endpoint, Price, Route, TooLong
 
 # https://docs.together.ai/docs/inference/batch: 50,000 requests a batch, 1,000 to 10,000 advised; polling faster than
 # every 30 to 60 seconds "will likely cause you to hit rate limits".
@@ -45,6 +45,7 @@ class Asking(msgspec.Struct, frozen=True, omit_defaults=True):
     template: str | None = None
     system: str | None = None
     params: Mapping[str, Any] = {}
+    schema: Mapping[str, Any] | None = None
 
 
 class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,6 +90,24 @@ class Batching(msgspec.Struct, frozen=True, omit_defaults=True):
     delete_remote: bool = False
 
 
+class Repairs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What may be sent in place of what was asked, when that does not work; by default nothing.
+
+    Attributes:
+        fallbacks: models that stand in for one that cannot be called or is overloaded, in this order.
+        too_long: what to do with a row that does not fit the context.
+        cut: which part of a text goes when it is truncated.
+        length_retries: how often a cut-off answer is asked for again, with more tokens.
+        invalid_retries: how often an answer that does not fit the schema is asked for again.
+    """
+
+    fallbacks: tuple[str, ...] = ()
+    too_long: TooLong = TooLong.REJECT
+    cut: Cut = Cut.MIDDLE
+    length_retries: int = 0
+    invalid_retries: int = 0
+
+
 class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     """The whole wish. Paths are absolute; `inputs` are files, folders or globs as they were typed, made absolute."""
 
@@ -108,6 +127,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True):
     prices: Mapping[str, Price] = {}
     batching: Batching = Batching()
     discounts: Mapping[str, float] = {}
+    repairs: Repairs = Repairs()
 
     @property
     def provider(self) -> str:
@@ -156,6 +176,7 @@ def checked(job: Job) -> Job:
         raise UsageError("The output would be written over the checkpoint.", "Name another output.")
     _check_route(job)
     _check_batching(job)
+    _check_repairs(job)
     _check_address(job)
     _check_asking(job.asking)
     _check_limits(job.limits)
@@ -185,6 +206,21 @@ def _check_batching(job: Job) -> None:
             raise UsageError(f"--batch-discount {model}: the factor must be above 0 and at most 1, such as 0.5.")
 
 
+def _check_repairs(job: Job) -> None:
+    said = job.repairs
+    if said.too_long is TooLong.FALLBACK and not said.fallbacks:
+        raise UsageError("--on-too-long fallback needs a model to fall back to.", "Name one: --fallback MODEL.")
+    if said.length_retries < 0 or said.invalid_retries < 0:
+        raise UsageError("--on-length and --on-invalid take keep, retry, or retry:N with N above 0.")
+    if said.invalid_retries and job.asking.schema is None:
+        raise UsageError("--on-invalid needs a schema that answers have to fit.", "Name it: --schema FILE.")
+    if job.route is Route.BATCH and (said.length_retries or said.invalid_retries):
+        raise UsageError(
+            "--on-length and --on-invalid retry ask for a better answer live, which --route batch rules out.",
+            "Use --route auto: it may send everything else in batches.",
+        )
+
+
 def _check_address(job: Job) -> None:
     if urlsplit(job.base_url).scheme == "http" and not is_loopback(job.base_url) and not job.insecure_http:
         raise UsageError(
@@ -195,11 +231,22 @@ def _check_address(job: Job) -> None:
 def _check_asking(asking: Asking) -> None:
     if asking.endpoint is Endpoint.COMPLETIONS and asking.system is not None:
         raise UsageError("--system has no place in a completions request.", "Leave it out, or use --endpoint chat.")
+    _check_schema(asking)
     for name in ("model", "messages", "prompt"):
         if name in asking.params:
             raise UsageError(f"--param cannot set {name!r}.", "The model comes from -m, the prompt from the input.")
     if asking.params.get("stream"):
         raise UsageError("Streaming has no place in a batch run.", "Leave the parameter `stream` out.")
+
+
+def _check_schema(asking: Asking) -> None:
+    """Whether there is room for a schema; whether it is one is judged where requests are made."""
+    if asking.schema is None:
+        return
+    if asking.endpoint is Endpoint.COMPLETIONS:
+        raise UsageError("--schema has no place in a completions request.", "Leave it out, or use --endpoint chat.")
+    if "response_format" in asking.params:
+        raise UsageError("--schema and --param response_format both set `response_format`.", "Leave one of them out.")
 
 
 def _check_limits(limits: Limits) -> None:

@@ -15,7 +15,9 @@ from batchrun.errors import InputError, Interrupted
 from batchrun.files import sink
 from batchrun.files.sink import Columns
 from batchrun.files.source import Reader, Row, SourceFile
-from batchrun.records import Outcome, State
+from batchrun.job import Job
+from batchrun.records import Fault, Outcome, State
+from batchrun.rules.fit import parsed_text
 from batchrun.rules.money import usd
 from batchrun.store.view import View
 
@@ -81,11 +83,12 @@ def write_stream(
 def join(view: View, files: Sequence[SourceFile], *, shared: bool) -> Generator[_Joined]:
     """Every input row beside how it ended, in input order, streamed."""
     unchanged(files)
+    is_json = _is_json(view)
     with closing(_rows(files)) as rows, closing(view.outcomes(once=shared)) as outcomes:
         for row, outcome in zip_longest(rows, outcomes):
             if row is None or outcome is None:
                 raise InputError(CHANGED, AGAIN)
-            yield row, cells(outcome)
+            yield row, cells(outcome, is_json=is_json)
 
 
 def _rows(files: Sequence[SourceFile]) -> Generator[Row]:
@@ -107,9 +110,16 @@ def unchanged(files: Sequence[SourceFile]) -> None:
             raise InputError(CHANGED, AGAIN)
 
 
-def cells(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as the output's own columns."""
+def _is_json(view: View) -> bool:
+    """Whether the stored job has a schema, so that its answers are JSON."""
+    stored = view.job()
+    return stored is not None and msgspec.json.decode(stored[1], type=Job).asking.schema is not None
+
+
+def cells(outcome: Outcome, *, is_json: bool = False) -> dict[str, Any]:
+    """An outcome as the output's own columns; `is_json`: whether answers were asked for by a schema."""
     answer, reasoning = wire.texts(outcome.body) if outcome.body is not None else (None, None)
+    fits = is_json and outcome.fault != Fault.INVALID_OUTPUT
     return {
         # Where a row waits is no matter of the output's: it is pending until it has an outcome.
         "state": (State.PENDING if outcome.state is State.SUBMITTED else outcome.state).name.lower(),
@@ -117,6 +127,8 @@ def cells(outcome: Outcome) -> dict[str, Any]:
         "reasoning": reasoning,
         "finish_reason": outcome.finish_reason,
         "model": outcome.model,
+        "parsed": parsed_text(answer) if fits else None,
+        "repair": outcome.repair,
         "prompt_tokens": outcome.prompt_tokens,
         "completion_tokens": outcome.completion_tokens,
         "cached_tokens": outcome.cached_tokens,

@@ -74,6 +74,23 @@ class ParkReason(enum.StrEnum):
     INTERRUPTED = "interrupted"
 
 
+class TooLong(enum.StrEnum):
+    """What to do with a row that does not fit the model's context."""
+
+    REJECT = "reject"
+    TRUNCATE = "truncate"
+    SHRINK = "shrink-output"
+    FALLBACK = "fallback"
+
+
+class Cut(enum.StrEnum):
+    """Which part of a text that is too long goes."""
+
+    HEAD = "head"
+    MIDDLE = "middle"
+    TAIL = "tail"
+
+
 class Request(msgspec.Struct, frozen=True, gc=False):
     """One input row turned into an API body.
 
@@ -82,7 +99,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
         digest: 16 bytes of BLAKE2b over endpoint and body: what the row asks for, wherever it stands.
         endpoint: which endpoint takes the body.
         model: the model named in the body.
-        body: canonical JSON, exactly as it is sent.
+        body: JSON, exactly as it is sent.
         max_tokens: the most tokens one choice may have, None when the body does not say.
         n: choices asked for.
     """
@@ -226,19 +243,38 @@ class Trouble(msgspec.Struct, frozen=True, gc=False):
     maybe_paid: bool = False
 
 
+class Before(msgspec.Struct, frozen=True, gc=False):
+    """The answer a row holds while a better one is wanted.
+
+    Attributes:
+        number: the paid reply's, in order of payment.
+        fault: why a better one is wanted.
+        retries: replies to this row that came before it and were not good enough.
+        usage: the tokens it took, None when the server did not count.
+    """
+
+    number: int
+    fault: Fault
+    retries: int
+    usage: Usage | None
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """A paid reply to keep: whose it is, what it cost and how it came.
 
     Attributes:
-        row: the row that asked, None when it came by a batch, whose lines know no rows.
+        row: the row that asked, None when it came by a batch, whose lines know no rows; see also `probing.PROBE_ROW`.
         digest: what was asked.
-        asked: the model that was asked for.
-        size: bytes of the body that asked.
+        asked: the model it was sent to.
+        size: bytes of the body that was sent.
         completion: the reply.
         lane: by which way.
         cost_nano: nano-dollars, None when unknown.
         latency_ms: from the sending, or the creation of the batch, to the reply.
         attempts: how often the row was sent, this time included.
+        repair: what was sent in place of what was asked, in words; None when it was sent as asked.
+        before: the answer it may take the place of, None for a first one.
+        wants_better: whether the row is to be asked again.
     """
 
     row: int | None
@@ -250,6 +286,21 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     cost_nano: int | None
     latency_ms: int
     attempts: int
+    repair: str | None = None
+    before: Before | None = None
+    wants_better: bool = False
+
+    @property
+    def retries(self) -> int:
+        """Replies to the row that came before this one and were not good enough."""
+        return 0 if self.before is None else self.before.retries + 1
+
+
+class Content(msgspec.Struct, frozen=True, gc=False):
+    """A row that keeps the answer it has: a better one was wanted and cannot be had."""
+
+    row: int
+    digest: bytes
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -301,6 +352,7 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     latency_ms: int | None = None
     fault: str | None = None
     fault_message: str | None = None
+    repair: str | None = None
 
 
 class Stage(enum.StrEnum):
@@ -366,8 +418,20 @@ class Progress(msgspec.Struct, frozen=True):
     batches: tuple[BatchStanding, ...] = ()
 
 
+class Redirect(msgspec.Struct, frozen=True):
+    """Replies of this start that name another model than the one they were asked of."""
+
+    asked: str
+    answered: str
+    replies: int
+
+
 class Report(msgspec.Struct, frozen=True):
-    """How a run ended: counts over the whole checkpoint, and what this start did."""
+    """How a run ended: counts over the whole checkpoint, and what this start did.
+
+    `again` counts answers that are to be asked for once more, `replaced` paid replies that gave way to others; `hint`
+    is a sentence worth reading, or "".
+    """
 
     exit_code: int
     total: int
@@ -394,6 +458,11 @@ class Report(msgspec.Struct, frozen=True):
     twice_nano: int = 0
     submitted: int = 0
     batches: tuple[BatchStanding, ...] = ()
+    again: int = 0
+    replaced: int = 0
+    replaced_nano: int = 0
+    redirects: tuple[Redirect, ...] = ()
+    hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain JSON values."""

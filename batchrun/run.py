@@ -20,7 +20,7 @@ from batchrun.files.source import SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BatchStanding, ParkReason, Progress, Report, Stage
+from batchrun.records import BatchStanding, ParkReason, Progress, Redirect, Report, Stage
 from batchrun.sending import Announce, Sending
 from batchrun.store import batches
 from batchrun.store.ingest import find_twins, share_with_twins
@@ -73,7 +73,7 @@ class Run:
         self._sending: Sending | None = None
         self._stage = Stage.READING
         self._rows = 0
-        self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0, 0)
+        self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self._cut_off = Hidden(0, 0)
         self._beats: deque[tuple[float, int, int]] = deque()
 
@@ -201,7 +201,7 @@ class Run:
             raise
 
     async def _send(self, store: Store, settled: Wanted) -> Parked | None:
-        idle = not self._start.pending and not await batches.unfinished(store)
+        idle = not self._start.pending and not self._start.again and not await batches.unfinished(store)
         if idle and not (self._job.batching.delete_remote and await batches.left_remote(store)):
             return None
         self._stage = Stage.SENDING
@@ -216,7 +216,7 @@ class Run:
         self._going = None  # from here on it ends by itself
         kept = await store.kept()
         written = False
-        if settled is not None and kept.pending == 0:
+        if settled is not None and kept.pending == 0 and not (parked is not None and kept.again):
             parked = None
             try:
                 written = await self._write_output(store, settled)
@@ -259,6 +259,7 @@ class Run:
         hidden = await store.hidden()
         counts = self._counts
         twice, twice_nano = await store.sql.one("paid_twice") or (0, 0)
+        replaced, replaced_nano = await store.sql.one("replaced") or (0, 0)
         return Report(
             exit_code=self._exit_code(kept, parked),
             total=kept.pending + kept.answered + kept.rejected,
@@ -285,6 +286,11 @@ class Run:
             twice_nano=twice_nano,
             submitted=kept.submitted,
             batches=self._batches,
+            again=kept.again,
+            replaced=replaced,
+            replaced_nano=replaced_nano,
+            hint=self._sending.hint(self._clock.monotonic() - self._began) if self._sending is not None else "",
+            redirects=tuple(Redirect(asked, came, n) for (asked, came), n in counts.redirects.most_common()),
         )
 
     def _exit_code(self, kept: Kept, parked: Parked | None) -> int:

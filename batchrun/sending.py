@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from functools import partial
 
 from batchrun import choice, output, terms
@@ -19,21 +19,27 @@ from batchrun.errors import InputError
 from batchrun.files import lines
 from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader
-from batchrun.job import Job, allowed_rejections
-from batchrun.lanes.batch import Asked, BatchLane
+from batchrun.job import Job, Repairs, allowed_rejections
+from batchrun.lanes.batch import BatchLane
 from batchrun.lanes.carrier import Carrier, Returned, Stay
 from batchrun.lanes.collecting import Collector
 from batchrun.lanes.errands import Board, Errands
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.live import LiveLane
+from batchrun.lanes.mending import Mender
+from batchrun.lanes.probing import LONG_RUN, Prober
 from batchrun.lanes.provider import Provider, batch_folder
 from batchrun.lanes.quota import LocalQuota
+from batchrun.lanes.standins import StandIns
 from batchrun.lanes.uploading import Uploader
-from batchrun.records import BadRow, BatchStanding, ParkReason, Request, Route, Trouble, Usage
+from batchrun.lanes.waiting import Asked
+from batchrun.records import BadRow, BatchStanding, Fault, ParkReason, Request, Route, Trouble, Usage
 from batchrun.rules import route
+from batchrun.rules.estimate import Load
 from batchrun.rules.money import Tariff
 from batchrun.rules.pack import fits_a_line
-from batchrun.rules.remote import MOST_MISSES
+from batchrun.rules.remote import MOST_MISSES, RemoteBatch
+from batchrun.rules.repair import AS_ASKED
 from batchrun.rules.route import Plan
 from batchrun.store import batches
 from batchrun.store.keeper import Keeper
@@ -77,6 +83,8 @@ class Sending:
         self._announce = announce
         self._may_go_live = job.route is not Route.BATCH
         self._batch_models: frozenset[str] = frozenset()
+        self._chosen: Plan | None = None
+        self._loads: Mapping[str, Load] = settled.seen.loads
         self._turned = False
         self._more_live = False
         self._missed = False
@@ -84,10 +92,16 @@ class Sending:
         self._news = asyncio.Event()
         self._failure: InputError | None = None
         self._lanes_task: asyncio.Task[None] | None = None
+        self._mender: Mender | None = None
         self._carrier: Carrier | None = None
         self._batch_lane: BatchLane | None = None
         self.counts = Counts()
         self.quota: LocalQuota | None = None
+
+    def hint(self, seconds: float) -> str:
+        """What to say of batches after so many seconds of sending, "" when nothing."""
+        throttled = self.quota.throttled if self.quota is not None else 0
+        return "" if self._chosen is None else route.hint(self._chosen, throttled, seconds)
 
     @property
     def batches(self) -> tuple[BatchStanding, ...]:
@@ -107,26 +121,23 @@ class Sending:
         job, store, clock = self._job, self._store, self._clock
         async with Client(job.base_url, self._key, job.timeouts, clock) as client:
             loads = self._settled.seen.loads
-            tariff = await terms.tariff(client, job, loads)
+            listed = await client.models() or []
+            tariff = terms.tariff(listed, job, loads)
             known = choice.Known(
                 self._start, loads, await store.gauges(), terms.learned(await store.learned()),
                 await terms.spent(store, job, tariff),
             )  # fmt: skip
-            chosen = choice.plan(job, known, tariff, clock.now())
-            returning = choice.may_return(job, known, tariff, chosen, clock.now())
-            self._batch_models = choice.batch_models(chosen) | returning
-            self._announce(chosen)
             till = await Till.on(store)
             keeper = Keeper(store, till)
-            quota = self.quota = await self._quota(tariff, known, keeper)
+            standins = StandIns(job.repairs.fallbacks, clock, keeper.note)
+            self._mender = Mender(job.repairs, standins, tariff, terms.fit(job.asking.schema))
+            quota = self.quota = await self._quota(tariff, known, keeper, standins)
             quota.when_parked(self._news.set)
             if interrupted():
                 quota.park(ParkReason.INTERRUPTED, "Interrupted.")
-            live = self._live_lane(client, quota, keeper, tariff)
-            self._batch_lane = await self._batches(client, quota, keeper, till, tariff)
             async with asyncio.TaskGroup() as group:
                 group.create_task(keeper.run())
-                self._lanes_task = group.create_task(self._lanes(live))
+                self._lanes_task = group.create_task(self._work(client, known, keeper, till, tariff))
                 await asyncio.wait({self._lanes_task})
                 keeper.close()
             self._lanes_task = None
@@ -134,11 +145,33 @@ class Sending:
             raise self._failure
         if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
             await store.retry_rejections(quota.parked.fault, this_run=True)
-        return quota.parked
+        return terms.advised(quota.parked, standins.gone(loads), listed)
+
+    async def _work(self, client: Client, known: choice.Known, keeper: Keeper, till: Till, tariff: Tariff) -> None:
+        """Find out which models can be called, choose the lanes, and send."""
+        job, quota, mender, now = self._job, self.quota, self._mender, self._clock.now()
+        if quota is None or mender is None:
+            raise RuntimeError("sending has not begun")
+        if self._start.pending - self._start.submitted >= LONG_RUN:
+            prober = Prober(client, quota, keeper.keep, self._clock, tariff, mender.standins, self.counts)
+            await prober.probe(sorted(known.loads, key=lambda m: -known.loads[m].rows), job.asking.endpoint)
+        if quota.parked is not None:
+            return
+        known = known.with_stand_ins(mender.standins.lasting)
+        self._loads = known.loads
+        self._chosen = chosen = choice.plan(job, known, tariff, now)
+        returning = choice.may_return(job, known, tariff, chosen, now)
+        self._batch_models = choice.batch_models(chosen) | returning
+        if not self._may_go_live:
+            self._batch_models |= frozenset(mender.standins.fallbacks)
+        self._announce(chosen)
+        live = self._live_lane(client, quota, keeper, tariff, mender)
+        self._batch_lane = await self._batches(client, quota, keeper, till, tariff, mender)
+        await self._lanes(live)
 
     # --- putting together --------------------------------------------------------------------------------------------
 
-    async def _quota(self, tariff: Tariff, known: choice.Known, keeper: Keeper) -> LocalQuota:
+    async def _quota(self, tariff: Tariff, known: choice.Known, keeper: Keeper, standins: StandIns) -> LocalQuota:
         limits, start = self._job.limits, self._start
         return LocalQuota(
             limits,
@@ -153,16 +186,20 @@ class Sending:
             ceiling=terms.ceiling(limits.concurrency),
             held=await batches.reserved(self._store),
             leaving=self._stay is not Stay.WAIT,
+            proven=start.answered > 0,
+            standins=standins,
         )
 
-    def _live_lane(self, client: Client, quota: LocalQuota, keeper: Keeper, tariff: Tariff) -> Callable[[], LiveLane]:
+    def _live_lane(
+        self, client: Client, quota: LocalQuota, keeper: Keeper, tariff: Tariff, mender: Mender
+    ) -> Callable[[], LiveLane]:
         return lambda: LiveLane(
-            client, quota, keeper.keep, self._clock, tariff,
+            client, quota, keeper.keep, self._clock, tariff, mender,
             job_model=self._job.asking.model, patience=self._job.limits.overload_patience, counts=self.counts,
         )  # fmt: skip
 
     async def _batches(
-        self, client: Client, quota: LocalQuota, keeper: Keeper, till: Till, tariff: Tariff
+        self, client: Client, quota: LocalQuota, keeper: Keeper, till: Till, tariff: Tariff, mender: Mender
     ) -> BatchLane | None:
         """The batch lane, when there is anything for it to do."""
         job, store, clock = self._job, self._store, self._clock
@@ -180,19 +217,20 @@ class Sending:
         board = Board(errands, remote.jobs, clock)
         provider = Provider(remote, board, errands, Uploader(remote, errands), client.redacted)
         collector = Collector(
-            store, till, provider, quota, clock, self.counts, job.batching, cost,
+            store, till, provider, quota, clock, self.counts, job.batching, cost, mender, self._wanted_again,
             job_model=job.asking.model, waits=self._stay is Stay.WAIT,
         )  # fmt: skip
         self._carrier = Carrier(
             store, provider, collector, quota, clock, job.batching, self._stay,
             may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
-            on_returned=self._returned, on_refused=self._refused,
+            on_returned=self._returned, on_refused=self._refused, on_missing=self._missing,
         )  # fmt: skip
-        probing = self._live_lane(client, quota, keeper, tariff)
+        plain = Mender(Repairs(), mender.standins, tariff)  # what it leaves half done, nobody else would see
+        probing = self._live_lane(client, quota, keeper, tariff, plain)
         self._batches_done = False
         return BatchLane(
             store, self._carrier, errands, quota, self.counts, keeper.keep,
-            lambda request: probing().run(_one(request)), self._news.set, job.batching, self._stay,
+            lambda asked: probing().run(_one(asked)), self._news.set, mender, job.batching, self._stay,
         )  # fmt: skip
 
     @property
@@ -244,17 +282,18 @@ class Sending:
                 # goes live although a batch has it by now. What is freed meanwhile comes in the next pass.
                 stream = self._pending(partial(self._goes_live, self._batch_models, self._turned))
                 async with contextlib.aclosing(stream):
-                    await lane.run(_requests(stream))
+                    await lane.run(stream)
             more = await self._more()
             if not more:
                 return
 
     async def _starts_live(self) -> bool:
         """Whether any row goes live from the start; looking for them means reading the whole input."""
-        loads = self._settled.seen.loads
+        loads = self._loads
         if not loads.keys() <= self._batch_models or any(load.oversized for load in loads.values()):
             return True
-        return self._may_go_live and await self._store.has_missed(MOST_MISSES)
+        odd = self._start.again or await self._store.any_repair() or await self._store.has_missed(MOST_MISSES)
+        return self._may_go_live and bool(odd)
 
     async def _more(self) -> bool:
         """Wait until rows go live that were in batches; False when that cannot happen any more."""
@@ -271,10 +310,11 @@ class Sending:
         return False
 
     def _goes_live(self, batch_models: frozenset[str], turned: bool, asked: Asked) -> bool:
-        request = asked.request
+        request = asked.request if self._mender is None else self._mender.sent(asked)
         if request.model not in batch_models or not fits_a_line(request.body):
             return True
-        return self._may_go_live and (turned or asked.misses >= MOST_MISSES)
+        odd = asked.misses >= MOST_MISSES or asked.before is not None or asked.repair is not AS_ASKED
+        return self._may_go_live and (turned or odd)
 
     def _parked(self) -> Parked | None:
         return self.quota.parked if self.quota is not None else None
@@ -286,18 +326,41 @@ class Sending:
         if self._batch_lane is not None:
             self._batch_lane.returned(returned)
         if self._may_go_live:
-            freed = self._turned or returned.batch.model not in self._batch_models
+            asked = returned.batch.asked
+            takes = asked if self._mender is None else self._mender.standins.lasting(asked)
+            freed = self._turned or takes not in self._batch_models
             self._more_live, self._missed = self._more_live or freed, True
             self._news.set()
 
-    def _refused(self, model: str, trouble: Trouble) -> None:
-        """The provider makes no batches of this model: its rows go live, or nowhere."""
+    def _wanted_again(self) -> None:
+        """A batch brought rows that are to be asked otherwise, or for a better answer."""
+        self._more_live = True
+        self._news.set()
+        if self._batch_lane is not None and not self._may_go_live:
+            self._batch_lane.came_back()
+
+    def _missing(self, batch: RemoteBatch, message: str) -> bool:
+        """A batch's model cannot be called: whether another one takes its rows."""
+        if self._mender is None or not self._mender.standins.missing(batch.model, batch.asked, message):
+            return False
+        self._more_live = True
+        self._news.set()
+        if self._batch_lane is not None:
+            self._batch_lane.pack_anew()
+        return True
+
+    def _refused(self, batch: RemoteBatch, trouble: Trouble) -> None:
+        """The provider makes no batches of this model: another one stands in, its rows go live, or nowhere."""
+        if trouble.fault is Fault.MODEL_MISSING and self._missing(batch, trouble.message):
+            return
         if self._may_go_live:
-            self._batch_models -= {model}
+            self._batch_models -= {batch.model}
             self._more_live = True
             self._news.set()
             if self._batch_lane is not None:
                 self._batch_lane.pack_anew()
+        elif self.quota is not None and trouble.fault is Fault.MODEL_MISSING:
+            self.quota.park(ParkReason.MODEL, trouble.message)
         elif self.quota is not None:
             said = trouble.message.rstrip(".")
             self.quota.park(
@@ -348,7 +411,8 @@ class Sending:
         try:
             async for page in self._store.pending(leaders=self._job.dedupe):
                 for row, pending in zip(reader.take([seen.row for seen in page]), page, strict=True):
-                    asked = Asked(_as_wanted(prompter.request(row), pending), pending.misses)
+                    request = _as_wanted(prompter.request(row), pending)
+                    asked = Asked(request, pending.misses, pending.repair, pending.before)
                     if wanted(asked):
                         yield asked
         except InputError as error:
@@ -360,13 +424,8 @@ class Sending:
             reader.close()
 
 
-async def _requests(stream: AsyncIterator[Asked]) -> AsyncIterator[Request]:
-    async for asked in stream:
-        yield asked.request
-
-
-async def _one(request: Request) -> AsyncIterator[Request]:
-    yield request
+async def _one(asked: Asked) -> AsyncIterator[Asked]:
+    yield asked
 
 
 def _as_wanted(request: Request | BadRow, pending: Pending) -> Request:

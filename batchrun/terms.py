@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Any
 
 import msgspec
 
 from batchrun import data
-from batchrun.api.client import Client
+from batchrun.api.wire import ModelInfo
 from batchrun.errors import UsageError
 from batchrun.job import Job
+from batchrun.lanes.lane import Parked
 from batchrun.lanes.quota import CEILING
-from batchrun.records import Usage
+from batchrun.records import ParkReason, Usage
+from batchrun.rules import naming
 from batchrun.rules.estimate import Load
+from batchrun.rules.fit import Fit
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Learned
 from batchrun.store.store import Store
+
+# Models that a park for a missing model gives advice about, at most.
+_MOST_ADVICE = 3
 
 # Open files besides the calls' sockets: the input, the checkpoint, the libraries.
 OTHER_FILES = 64
 
 
-async def tariff(client: Client | None, job: Job, loads: Mapping[str, Load]) -> Tariff:
-    """Prices and contexts: the user's word, else the server's list (with a client), else the dated table.
+def tariff(listed: Sequence[ModelInfo], job: Job, loads: Mapping[str, Load]) -> Tariff:
+    """Prices and contexts: the user's word, else the server's list, else the dated table.
 
     Checked for --max-cost.
 
@@ -31,21 +39,23 @@ async def tariff(client: Client | None, job: Job, loads: Mapping[str, Load]) -> 
         UsageError: with --max-cost, a price or a context that is needed is not known.
     """
     table = data.tariff()
-    listed = (await client.models() if client is not None else None) or []
     known = Tariff(
         {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **job.prices},
         {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
     )
     if job.limits.max_cost_nano is not None:
-        _check_bounds(known, loads)
+        any_row = sum(loads.values(), Load())
+        _check_bounds(known, {**dict.fromkeys(job.repairs.fallbacks, any_row), **loads}, listed)
     return known
 
 
-def _check_bounds(tariff: Tariff, loads: Mapping[str, Load]) -> None:
+def _check_bounds(tariff: Tariff, loads: Mapping[str, Load], listed: Sequence[ModelInfo]) -> None:
     for model, load in loads.items():
         if model not in tariff.prices:
+            lists_prices = any(info.price is not None for info in listed)
+            told = f" {_advice(model, listed)}" if lists_prices else ""
             raise UsageError(
-                f"The price of {model} is not known, so --max-cost could not be kept.",
+                f"The price of {model} is not known, so --max-cost could not be kept.{told}",
                 f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
             )
         if load.open_ended and model not in tariff.contexts:
@@ -73,6 +83,31 @@ async def spent(store: Store, job: Job, tariff: Tariff) -> int:
             )
         total += cost
     return total
+
+
+def fit(schema: Mapping[str, Any] | None) -> Fit | None:
+    """What answers have to fit, None when the job has no schema.
+
+    Raises:
+        UsageError: the schema cannot be used, or the extra that reads it is missing.
+    """
+    return None if schema is None else Fit(schema)
+
+
+def advised(parked: Parked | None, models: Iterable[str], listed: Sequence[ModelInfo]) -> Parked | None:
+    """A park for a model that cannot be called, with the names that may have been meant."""
+    if parked is None or parked.reason is not ParkReason.MODEL:
+        return parked
+    advice = {model: _advice(model, listed) for model in islice(models, _MOST_ADVICE)}
+    # The server's sentence shows no name: it is taken out with all that quotes the request.
+    said = f"{', '.join(advice)} cannot be called: {parked.message.rstrip('.')}."
+    told = advice.values() if len(advice) == 1 else (f"{model}: {words}" for model, words in advice.items())
+    return Parked(parked.reason, " ".join([said, *told]), parked.fault)
+
+
+def _advice(model: str, listed: Sequence[ModelInfo]) -> str:
+    known = [naming.Known(info.id, info.hourly, info.price is not None) for info in listed]
+    return naming.advice(model, known, data.successors())
 
 
 def learned(stored: str | None) -> dict[str, Learned]:

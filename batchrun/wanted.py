@@ -29,6 +29,8 @@ from batchrun.store.view import View
 
 PROBLEMS_SHOWN = 20
 
+_sorted = msgspec.json.Encoder(order="sorted").encode
+
 
 class Seen(msgspec.Struct, frozen=True):
     """What pass 1 settled besides the rows, stored with the job.
@@ -65,9 +67,13 @@ async def settle(
         check_place(job.output, job.inputs, files)
     before = await stored(store)
     if before is not None and before[1].loads and await _unchanged(store, before[0], job, files):
-        await _write_job(store, job, before[1])
-        return Wanted(files, before[1])
-    return await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, watch=watch)
+        async with store.transaction() as sql:
+            await _write_job(sql, job, before[1], before[0])
+        settled = Wanted(files, before[1])
+    else:
+        settled = await _rebuilt(store, job, files, before and before[0], new_requests=new_requests, watch=watch)
+    await store.want_better(job.repairs)
+    return settled
 
 
 def is_current(job: Job, files: Sequence[SourceFile]) -> bool:
@@ -85,7 +91,14 @@ def is_current(job: Job, files: Sequence[SourceFile]) -> bool:
 def _same(before: Job, job: Job, sources: Iterable[tuple[Any, ...]], files: Sequence[SourceFile]) -> bool:
     """The same files, as far as size and time tell, asked in the same way."""
     listed = [(path, size, mtime) for path, size, mtime, _ in sources]
-    return listed == [(file.path, file.size, file.mtime_ns) for file in files] and before.asking == job.asking
+    known = listed == [(file.path, file.size, file.mtime_ns) for file in files]
+    return known and not _changes(before.asking, job.asking)
+
+
+def _changes(before: Asking, now: Asking) -> list[str]:
+    """What is asked otherwise, by the bytes of a body: 1, 1.0 and true are equal in Python, and three digests."""
+    names = Asking.__struct_fields__
+    return [name for name in names if _sorted(getattr(before, name)) != _sorted(getattr(now, name))]
 
 
 async def stored(store: Store) -> tuple[Job, Seen] | None:
@@ -148,12 +161,12 @@ async def _rebuilt(
         async with store.transaction() as sql:
             change = await ingest.replace(sql)
             lost = change.unused + change.running
-            if before is not None and before.asking != job.asking and lost > 0 and not new_requests:
+            if before is not None and _changes(before.asking, job.asking) and lost > 0 and not new_requests:
                 raise _guard(before.asking, job.asking, change)
             await sql.execute("outdate_written")  # other columns may have changed that no digest shows
             sources = zip(files, reader.rows_per_file, strict=True)
             await write_sources(sql, [(file.path, file.size, file.mtime_ns, rows) for file, rows in sources])
-            await _write_job_in(sql, job, seen)
+            await _write_job(sql, job, seen, before)
     finally:
         await ingest.end()
     return Wanted(files, seen)
@@ -226,12 +239,10 @@ class _Notes:
         return lines
 
 
-async def _write_job(store: Store, job: Job, seen: Seen) -> None:
-    async with store.transaction() as sql:
-        await _write_job_in(sql, job, seen)
-
-
-async def _write_job_in(sql: Statements, job: Job, seen: Seen) -> None:
+async def _write_job(sql: Statements, job: Job, seen: Seen, before: Job | None) -> None:
+    """The newest job; under another word on repairs, what was planned to be sent holds no more."""
+    if before is not None and before.repairs != job.repairs:
+        await sql.execute("forget_all_repairs")
     await sql.execute(
         "write_job",
         provider=job.provider,
@@ -241,7 +252,7 @@ async def _write_job_in(sql: Statements, job: Job, seen: Seen) -> None:
 
 
 def _guard(before: Asking, now: Asking, change: Change) -> GuardError:
-    names = [name for name in Asking.__struct_fields__ if getattr(before, name) != getattr(now, name)]
+    names = _changes(before, now)
     changed = " and ".join({"params": "parameters"}.get(name, name) for name in names)
     have = "have" if len(names) > 1 or names == ["params"] else "has"
     running = f" and {change.running:,} rows in running batches" if change.running else ""

@@ -13,9 +13,6 @@ from support import MODEL, MakeJob
 from batchrun import door
 from batchrun.job import Asking, Job, Limits, checked
 
-# A shell starts its background jobs deaf to SIGINT, and so would be every process that a test starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 
 @pytest.fixture
 def make_job(tmp_path: Path) -> MakeJob:
@@ -34,6 +31,14 @@ def make_job(tmp_path: Path) -> MakeJob:
         return checked(Job(**settings))
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _hearing() -> None:
+    """A shell starts its background jobs deaf to SIGINT, and a run leaves its process so; children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

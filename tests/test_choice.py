@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, start, write_prompts
 
-from batchrun.cli.options import deadline
+from batchrun.cli.words import deadline
 from batchrun.errors import UsageError
 from batchrun.job import Asking, Batching, Job
 from batchrun.records import Lane, ParkReason, Price, Route

@@ -20,7 +20,7 @@ ROWS = {
     "rules": 2,
     "data": 3, "files": 3, "store": 3, "api": 3,
     "lanes": 4,
-    "output": 5, "wanted": 5, "terms": 5, "choice": 6, "sending": 7, "run": 8, "faces": 8,
+    "output": 5, "wanted": 5, "terms": 5, "choice": 6, "sending": 7, "doctor": 7, "run": 8, "faces": 8,
     "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 
@@ -37,6 +37,7 @@ OWNERS = {
     "tqdm": {"faces"},
     "click": {"cli"},
     "uvloop": {"cli"},
+    "jsonschema_rs": {"rules"},
 }
 
 IMPURE = {"asyncio", "time", "random", "logging", "os", "io", "socket", "pathlib", "threading", "subprocess"}

@@ -287,9 +287,9 @@ async def test_an_interrupt_while_the_output_is_written_parks_and_costs_nothing(
         job = make_job(simulator.url, source)
         run = Run(job, "any-key")
 
-        def interrupting(outcome: Outcome) -> dict[str, Any]:
+        def interrupting(outcome: Outcome, **kind: bool) -> dict[str, Any]:
             run.interrupted = True
-            return cells(outcome)
+            return cells(outcome, **kind)
 
         with monkeypatch.context() as patched:
             patched.setattr("batchrun.output.cells", interrupting)
@@ -345,14 +345,30 @@ async def test_an_interrupt_weighs_more_than_the_park_it_meets(tmp_path: Path, m
         assert (await running).exit_code == 130
 
 
-async def test_all_slots_fill_without_waiting_for_an_answer(tmp_path: Path, make_job: MakeJob) -> None:
-    source = write_prompts(tmp_path / "in.jsonl", range(600))
+async def test_all_slots_fill_without_waiting_for_an_answer_once_any_row_was_answered(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(10))
     async with Simulator(Settings(latency=0.0)) as simulator:
+        job = make_job(simulator.url, source, limits={"concurrency": 512})
+        assert (await start(job)).answered == 10
+        write_prompts(source, range(610))
         simulator.hold()
-        running = asyncio.create_task(start(make_job(simulator.url, source, limits={"concurrency": 512})))
-        await simulator.requested(512)
+        running = asyncio.create_task(start(job))
+        await simulator.requested(10 + 512)
         simulator.release()
-        assert (await running).answered == 600
+        assert (await running).answered == 610
+
+
+async def test_before_any_row_is_answered_only_forty_calls_find_out_whether_the_job_is_wrong(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    source = write_prompts(tmp_path / "in.jsonl", range(600))
+    wrong = Fault(FaultKind.STATUS, status=400)
+    async with Simulator(Settings(latency=0.0, faults=(wrong,))) as simulator:
+        report = await start(make_job(simulator.url, source, limits={"concurrency": 512}))
+        assert (report.exit_code, report.parked, report.pending) == (9, ParkReason.HOPELESS, 600)
+        assert simulator.account.requests <= 2 * 40
 
 
 async def test_sorted_rows_that_are_rejected_first_can_be_allowed(tmp_path: Path, make_job: MakeJob) -> None:

@@ -136,8 +136,8 @@ def _refused(status: int | None, error: Any) -> int:
     if status is not None and not 200 <= status < 300:  # noqa: PLR2004 - the 2xx statuses
         return status
     inner: Mapping[str, Any] = error if isinstance(error, dict) else {}
-    said = (inner.get(name) for name in ("status_code", "status", "code"))
-    return next((number for number in said if isinstance(number, int) and number in _ERROR_STATUSES), 0)
+    said = (_number(inner.get(name)) for name in ("status_code", "status", "code"))
+    return next((int(number) for number in said if number is not None and number in _ERROR_STATUSES), 0)
 
 
 def _listed(body: bytes, read: Callable[[Any], T | None]) -> list[T] | None:

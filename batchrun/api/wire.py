@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from batchrun.records import Broken, Completion, Endpoint, Fault, Price, Refusal, Reply, Usage
-from batchrun.rules import money
+from batchrun.rules import lengths, money
 
 PATHS = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
 MODELS_PATH = "/v1/models"
@@ -30,6 +30,7 @@ _KEY_RUN = 8
 # the server's sentence not shown.
 _LONGEST_SEARCHED = 4_000_000
 _LONGEST_READ = 1_000
+_TOO_LONG_TO_SEARCH = "(not shown: the request is too long to search the server's message for quotations)"
 
 _FINISH_FAULTS = {"length": Fault.CUT_SHORT, "content_filter": Fault.FILTERED}
 # Numbers as large as these are no waits in seconds: they are a time, in seconds or in milliseconds since the epoch.
@@ -199,11 +200,17 @@ def redacted(message: str, body: bytes, key: str | None) -> str:
     Promise: neither prompt nor key is ever shown; the result has at most 200 characters.
     """
     if len(body) > _LONGEST_SEARCHED:
-        return "(not shown: the request is too long to search the server's message for quotations)"
+        return _own_words(message, body) or _TOO_LONG_TO_SEARCH
     message = " ".join((message.replace(key, "…") if key else message)[:_LONGEST_READ].split())
     if key:
         message = "".join(_without_quotations(message, key, _KEY_RUN))
     return "".join(islice(_without_quotations(message, _said(body), QUOTED_RUN), LONGEST_MESSAGE))
+
+
+def _own_words(message: str, body: bytes) -> str:
+    """What of it needs no search: the well-known sentence that it begins with, when the request does not hold that."""
+    own = lengths.own_words(" ".join(message[:_LONGEST_READ].split()))
+    return "" if own is None or own.encode() in body else own[:LONGEST_MESSAGE]
 
 
 def _said(body: bytes) -> str:
@@ -251,12 +258,21 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """A model as the server lists it; price and context (tokens) are None when it does not say."""
+    """A model as the server lists it: what it does not say is None.
+
+    Attributes:
+        id: the name to call it by.
+        kind: `chat`, `language`, `image` and so on, "" when the server does not say.
+        context: tokens.
+        price: for calls paid by the token.
+        hourly: US dollars an hour of a dedicated endpoint.
+    """
 
     id: str
     kind: str
     context: int | None
     price: Price | None
+    hourly: float | None = None
 
 
 def models(body: bytes) -> list[ModelInfo] | None:
@@ -275,7 +291,16 @@ def _model(item: Mapping[str, Any]) -> ModelInfo:
         kind=_text(item.get("type")) or "",
         context=context if _count(context) and context > 0 else None,
         price=_price(item.get("pricing")),
+        hourly=_hourly(item.get("pricing")),
     )
+
+
+def _hourly(pricing: Any) -> float | None:
+    """Servers list zero an hour for what they do not sell by the hour."""
+    hourly = pricing.get("hourly") if isinstance(pricing, dict) else None
+    if not isinstance(hourly, int | float) or isinstance(hourly, bool) or not 0 < hourly <= _DEAREST:
+        return None
+    return float(hourly)
 
 
 def _price(pricing: Any) -> Price | None:

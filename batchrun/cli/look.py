@@ -1,4 +1,4 @@
-"""`preview`, `status`, `export` and `errors`: looking at a job and its checkpoint without sending anything."""
+"""`preview`, `status` and `export`: looking at a job and its checkpoint without sending anything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import click
 import msgspec
 
-from batchrun.cli.options import asking_options, new_job, newest_checkpoint
+from batchrun.cli.options import asking_options
+from batchrun.cli.words import new_job, newest_checkpoint
 from batchrun.errors import InputError, UsageError
 from batchrun.job import Job
 
@@ -101,65 +102,3 @@ def export(checkpoint: str | None, output: str) -> None:
     check_place(os.path.abspath(output), job.inputs, files)  # noqa: PTH100 - links not followed
     writing.write(output, path, files, seen.columns, shared=job.dedupe)
     click.echo(f"Wrote {output}", err=True)
-
-
-@click.command()
-@click.argument("checkpoint", required=False)
-@click.option("--retry", is_flag=True, help="Put rejected rows back, to be sent by the next run.")
-@click.option("--fault", metavar="FAULT", help="Only rows rejected for this fault.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a rejected row.")
-@click.option("--show", type=click.IntRange(1), default=3, show_default=True, help="Example rows for each reason.")
-def errors(checkpoint: str | None, fault: str | None, show: int, *, retry: bool, as_json: bool) -> None:
-    """List rejected rows by reason, or put them back.
-
-    Without CHECKPOINT: the newest in checkpoints/.
-    """
-    from batchrun.faces import errors as face
-    from batchrun.records import Fault
-    from batchrun.store.view import View
-
-    if fault is not None and fault not in set(Fault):
-        raise UsageError(f"There is no fault {fault!r}.", "Known: " + ", ".join(Fault))
-    path = newest_checkpoint(checkpoint)
-    if retry:
-        rows = _retried(path, fault)
-        click.echo(msgspec.json.encode({"rows": rows}) if as_json else _told(rows, path), err=not as_json)
-        return
-    with View(path) as view:
-        rejected = (row for row in view.rejected() if fault is None or row.fault == fault)
-        if as_json:
-            for row in rejected:
-                click.echo(msgspec.json.encode(row))
-        else:
-            click.echo(face.table(rejected, show))
-
-
-def _told(rows: int, path: str) -> str:
-    from batchrun.faces.words import place
-    from batchrun.faces.words import rows as counted
-
-    if not rows:
-        return "No rejected row could be put back (a bad input line has to be mended in the input)."
-    return f"{counted(rows)} pending again. Send them: batchrun resume {place(path)}"
-
-
-def _retried(path: str, fault: str | None) -> int:
-    """Put rows back under the lock, as a run of its own that sends nothing."""
-    import asyncio
-
-    from batchrun.clock import RealClock
-    from batchrun.store.store import Hidden, Store
-    from batchrun.store.view import View
-
-    async def put_back(provider: str) -> int:
-        store = await Store.open(path, RealClock(), provider=provider)
-        try:
-            rows = await store.retry_rejections(fault)
-            await store.close("parked" if rows else "finished", "rejected rows were put back", doubt=Hidden(0, 0))
-        finally:
-            await store.release()
-        return rows
-
-    with View(path) as view:
-        stored = view.job()
-    return asyncio.run(put_back(stored[0])) if stored is not None else 0

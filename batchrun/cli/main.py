@@ -10,7 +10,11 @@ import traceback
 import click
 
 from batchrun import __version__
-from batchrun.cli.look import errors, export, preview, status
+from batchrun.cli.check import check
+from batchrun.cli.doctor import doctor
+from batchrun.cli.errors import errors
+from batchrun.cli.look import export, preview, status
+from batchrun.cli.models import models
 from batchrun.cli.plan import plan
 from batchrun.cli.run import resume, run
 from batchrun.cli.simulate import simulate
@@ -29,7 +33,7 @@ def batchrun() -> None:
     """
 
 
-for command in (run, resume, plan, preview, status, export, errors, simulate):
+for command in (run, resume, plan, preview, check, status, export, errors, models, doctor, simulate):
     batchrun.add_command(command)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from batchrun.cli.options import asking_options, key_in, limit_options, new_job, run_options
+from batchrun.cli.options import asking_options, limit_options, run_options
+from batchrun.cli.words import key_in, new_job
 
 if TYPE_CHECKING:
     from batchrun.job import Job
@@ -48,9 +49,9 @@ async def _made(job: Job, *, new_requests: bool) -> Plan:
     except UsageError:
         key = None
     if key is None:
-        return choice.plan(job, known, await terms.tariff(None, job, known.loads), time.time())
+        return choice.plan(job, known, terms.tariff([], job, known.loads), time.time())
     async with Client(job.base_url, key, job.timeouts, RealClock()) as client:
-        return choice.plan(job, known, await terms.tariff(client, job, known.loads), time.time())
+        return choice.plan(job, known, terms.tariff(await client.models() or [], job, known.loads), time.time())
 
 
 async def _known(job: Job, *, new_requests: bool) -> Any:

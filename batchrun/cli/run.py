@@ -14,16 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from batchrun.cli.options import (
-    asking_options,
-    changed,
-    key_in,
-    limit_options,
-    new_job,
-    newest_checkpoint,
-    run_options,
-    start_options,
-)
+from batchrun.cli.options import asking_options, limit_options, run_options, start_options
+from batchrun.cli.words import changed, key_in, new_job, newest_checkpoint
 from batchrun.errors import UsageError, first_of
 from batchrun.job import Job
 

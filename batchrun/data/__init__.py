@@ -1,4 +1,4 @@
-"""Dated facts: what models cost and hold, and what batches are billed at, when the server does not say.
+"""Dated facts: what models cost and hold, what batches are billed at, and what became of models.
 
 The newest word is always the server's.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from batchrun.rules import money
 from batchrun.rules.money import Tariff
+from batchrun.rules.naming import Successor
 
 
 @cache
@@ -37,6 +38,21 @@ def discounts() -> Mapping[str, float]:
 def not_batchable() -> frozenset[str]:
     """Models that are not taken in batches."""
     return frozenset(_read("batch.toml")["not_batchable"]["models"])
+
+
+@cache
+def successors() -> Mapping[str, Successor]:
+    """Models that were taken out of service or replaced; for advice only, never to switch by."""
+    gone: dict[str, dict[str, str]] = _read("models.toml")["gone"]
+    return MappingProxyType(
+        {m: Successor(told.get("removed", ""), told.get("successor", "")) for m, told in gone.items()}
+    )
+
+
+@cache
+def families() -> Mapping[str, tuple[str, ...]]:
+    """Models near one another, by the family's name; for advice only."""
+    return MappingProxyType({name: tuple(models) for name, models in _read("models.toml")["family"].items()})
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ _NEXT = {
     ParkReason.DEADLINE: "Name a later time with --deadline, or --deadline none: ",
     ParkReason.REMOTE: "Collect what is ready, and go on: ",
     ParkReason.HOPELESS: "Mend the job (a parameter, the model, the prompts), or allow so many with --max-rejected: ",
-    ParkReason.MODEL: "Name a model that can be called with `batchrun run -m`; go on unchanged with: ",
+    ParkReason.MODEL: "Name a model that can be called: `batchrun run -m`, or --fallback MODEL with: ",
     ParkReason.INTERRUPTED: "Go on with: ",
 }
 
@@ -32,6 +32,9 @@ def _finished(report: Report) -> list[str]:
         _pace(report),
         _money(report),
         _twice(report),
+        *_replaced(report),
+        *_redirects(report),
+        *([report.hint] if report.hint else []),
         f"Output: {written or 'none asked for'}. Checkpoint: {place(report.checkpoint)}",
     ]
 
@@ -39,20 +42,41 @@ def _finished(report: Report) -> list[str]:
 def _parked(report: Report) -> list[str]:
     kept = (
         f"{count(report.answered)} of {count(report.total)} answers kept, {count(report.pending)} left"
-        f"{_at_provider(report)}{_left_may_cost(report)}."
+        f"{_at_provider(report)}{_again(report)}{_left_may_cost(report)}."
     )
     return [
         _pace(report),
         _money(report),
         _twice(report),
+        *_replaced(report),
+        *_redirects(report),
         f"Parked ({report.parked}): {report.message} {kept}",
         f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {place(report.checkpoint)}",
+    ]
+
+
+def _replaced(report: Report) -> list[str]:
+    """What asking again for better answers has used up."""
+    if not report.replaced:
+        return []
+    return [f"Not good enough: {count(report.replaced)} replies, {dollars(report.replaced_nano)}; asked again."]
+
+
+def _redirects(report: Report) -> list[str]:
+    """Providers put a newer model in the place of an older one without a word; the reply's own word tells."""
+    return [
+        f"Answered by another model: {count(seen.replies)} replies asked of {seen.asked} came from {seen.answered}."
+        for seen in report.redirects
     ]
 
 
 def _at_provider(report: Report) -> str:
     """Of the rest, what batches at the provider are working on; they go on whatever parked this start."""
     return f" ({count(report.submitted)} of them in {_batches(report)})" if report.submitted else ""
+
+
+def _again(report: Report) -> str:
+    return f", {count(report.again)} to be asked for a better answer" if report.again else ""
 
 
 def _batches(report: Report) -> str:
@@ -64,7 +88,8 @@ def _left_may_cost(report: Report) -> str:
     """The rest at the mean price of what was answered; nothing where that is not known."""
     if not report.answered or not report.spent_nano or report.unpriced:
         return ""
-    return f", about {dollars(round(report.spent_nano / report.answered * report.pending))} more"
+    left = report.pending + report.again
+    return f", about {dollars(round(report.spent_nano / report.answered * left))} more" if left else ""
 
 
 def _pace(report: Report) -> str:

@@ -1,60 +1,222 @@
-"""Rejected rows grouped by what the server, or pass 1, said of them."""
+"""Rejected rows in groups that say the same, and marked answers, each with what to do and the command that does it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import assert_never
 
 import msgspec
 
-from batchrun.faces.words import rows
+from batchrun.faces.words import place, rows
 from batchrun.records import Fault
 from batchrun.rules.gate import shape
-from batchrun.store.view import Rejected
+from batchrun.store.view import Marked, Rejected
 
-_FIXES = {
-    Fault.BAD_ROW: "Mend these lines in the input and run again.",
-    Fault.BAD_REQUEST: "Mend the rows or the parameters; edited rows are sent anew by the next run.",
-    Fault.TOO_LONG: "Shorten the prompts or lower max_tokens; or use a model with a larger context.",
-    Fault.MODEL_MISSING: "Name a model that can be called; the rows name it themselves.",
-}
-_TRY_AGAIN = "May have passed: batchrun errors --retry --fault {fault}"
+# So many kinds of message are told apart, and so many of a fault shown; the rest is counted as one for each fault.
+MOST_KINDS = 200
+SHOWN_KINDS = 10
+OTHER = "other messages"
+
+_REMEMBERED = 10_000  # messages whose group is known without a second look
+
+MARKS = (Fault.CUT_SHORT, Fault.INVALID_OUTPUT, Fault.FILTERED)
+"""Faults that mark answers; no row is rejected for them."""
 
 
-class _Group(msgspec.Struct):
-    fault: str
+class Fix(msgspec.Struct, frozen=True):
+    """What to do about a fault: a sentence, and commands to choose from."""
+
+    advice: str
+    commands: tuple[str, ...] = ()
+
+
+class Kind(msgspec.Struct):
+    """Rejections of one fault whose messages say the same; `message` is the first, `statuses` are HTTP's."""
+
+    fault: Fault
     message: str
-    rows: int
-    examples: list[int]
+    rows: int = 0
+    statuses: list[int] = []
+    examples: list[int] = []
 
 
-def table(rejected: Iterable[Rejected], show: int) -> str:
-    """Each reason with its count, share, example rows (numbered from 0) and what to do."""
-    groups: dict[str, _Group] = {}
-    for row in rejected:
-        group = groups.setdefault(_reason(row), _Group(row.fault, row.message, 0, []))
-        group.rows += 1
-        if len(group.examples) < show:
-            group.examples.append(row.row)
-    total = sum(group.rows for group in groups.values())
-    if not total:
-        return "No row is rejected."
-    lines = [f"{rows(total)} rejected."]
-    for group in sorted(groups.values(), key=lambda group: -group.rows):
-        lines += ["", *_described(group, total)]
+class Grouping:
+    """Groups rejected rows one by one, in memory that does not grow with them."""
+
+    def __init__(self, show: int) -> None:
+        """Make one that keeps so many row numbers (from 0) as examples of each kind."""
+        self._show = show
+        self._kinds: dict[str, Kind] = {}
+        self._known: dict[tuple[str, str], Kind] = {}
+
+    def add(self, rejected: Iterable[Rejected]) -> None:
+        """Count these rows."""
+        for row in rejected:
+            kind = self._known.get((row.fault, row.message)) or self._kind(row)
+            kind.rows += 1
+            if len(kind.examples) < self._show:
+                kind.examples.append(row.row)
+            if row.status is not None and row.status not in kind.statuses:
+                kind.statuses.append(row.status)
+
+    def _kind(self, row: Rejected) -> Kind:
+        fault = Fault(row.fault)
+        reason, message = shape(fault, _said(fault, row.message)), row.message
+        if reason not in self._kinds and len(self._kinds) >= MOST_KINDS:
+            reason, message = fault.value, OTHER  # no shape is a fault alone
+        kind = self._kinds.setdefault(reason, Kind(fault, message))
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[row.fault, row.message] = kind
+        return kind
+
+    def kinds(self) -> list[Kind]:
+        """All kinds, those with the most rows first."""
+        return sorted(self._kinds.values(), key=lambda kind: -kind.rows)
+
+
+def _said(fault: Fault, message: str) -> str:
+    """A bad row's message begins with its place, which is no part of the reason."""
+    return message.partition(": ")[2] if fault is Fault.BAD_ROW else message
+
+
+def text(kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, inputs: Sequence[str]) -> str:
+    """Everything as a page: a paragraph for each fault, the kinds in it, and how to mend them."""
+    total = sum(kind.rows for kind in kinds)
+    lines = [f"{rows(total)} rejected." if total else "No row is rejected."]
+    for fault in dict.fromkeys(kind.fault for kind in kinds):
+        of_fault = [kind for kind in kinds if kind.fault is fault]
+        fix = fix_for(fault, checkpoint, inputs)
+        lines += ["", *_paragraph(fault, of_fault, total), *_mending(fix)]
+    for name, seen in marked.items():
+        lines += ["", f"{name}  {_answers(seen.answers)} marked: {_MARKED[Fault(name)]}"]
+        lines += _mending(_fix_marked(Fault(name), seen, checkpoint, inputs))
     return "\n".join(lines)
 
 
-def _reason(row: Rejected) -> str:
-    """A bad row's message begins with its place, which is no part of the reason."""
-    message = row.message.partition(": ")[2] if row.fault == Fault.BAD_ROW else row.message
-    return shape(Fault(row.fault), message)
+def table(
+    kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, inputs: Sequence[str]
+) -> dict[str, object]:
+    """The same as one JSON object, whole."""
+    total = sum(kind.rows for kind in kinds)
+    return {
+        "rejected": total,
+        "groups": [
+            {
+                **msgspec.structs.asdict(kind),
+                "share": kind.rows / total,
+                **msgspec.structs.asdict(fix_for(kind.fault, checkpoint, inputs)),
+            }
+            for kind in kinds
+        ],
+        "marked": [
+            {
+                "fault": name,
+                "answers": seen.answers,
+                **msgspec.structs.asdict(_fix_marked(Fault(name), seen, checkpoint, inputs)),
+            }
+            for name, seen in marked.items()
+        ],
+    }
 
 
-def _described(group: _Group, total: int) -> list[str]:
-    examples = ", ".join(str(row) for row in group.examples)
-    more = ", ..." if group.rows > len(group.examples) else ""
-    return [
-        f"{group.fault}  {rows(group.rows)} ({group.rows / total:.0%}), such as row {examples}{more}",
-        f"  {group.message}",
-        f"  {_FIXES.get(Fault(group.fault), _TRY_AGAIN.format(fault=group.fault))}",
-    ]
+def _paragraph(fault: Fault, kinds: Sequence[Kind], total: int) -> list[str]:
+    of_fault = sum(kind.rows for kind in kinds)
+    shown = kinds if len(kinds) <= SHOWN_KINDS + 1 else kinds[:SHOWN_KINDS]
+    lines = []
+    for kind in shown:
+        lines += [f"{fault}  {_counted(kind.rows, total)}{_status(kind)}, {_examples(kind)}", f"  {kind.message}"]
+    if len(kinds) > len(shown):
+        hidden = of_fault - sum(kind.rows for kind in shown)
+        lines.append(f"{fault}  {_counted(hidden, total)}, of {len(kinds) - len(shown)} more kinds (see --groups)")
+    return lines
+
+
+def _counted(count: int, total: int) -> str:
+    share = count / total
+    percent = f"{share:.0%}"
+    return f"{rows(count)} ({'< 1%' if percent == '0%' else '> 99%' if percent == '100%' and share < 1 else percent})"
+
+
+def _status(kind: Kind) -> str:
+    return f", HTTP {' or '.join(map(str, sorted(kind.statuses)))}" if kind.statuses else ""
+
+
+def _examples(kind: Kind) -> str:
+    if kind.rows == 1:
+        return f"row {kind.examples[0]}"
+    return f"such as row{'s' * (len(kind.examples) > 1)} {', '.join(map(str, kind.examples))}"
+
+
+def _answers(count: int) -> str:
+    return f"{count:,} answer{'' if count == 1 else 's'}"
+
+
+def _mending(fix: Fix) -> list[str]:
+    return [f"  > {fix.advice}", *(f"      {command}" for command in fix.commands)]
+
+
+_MARKED = {
+    Fault.CUT_SHORT: "ended by max_tokens (finish_reason length).",
+    Fault.INVALID_OUTPUT: "not as the schema wants.",
+    Fault.FILTERED: "cut or withheld by a content filter.",
+}
+
+
+def _fix_marked(fault: Fault, seen: Marked, checkpoint: str, inputs: Sequence[str]) -> Fix:
+    """What to do about marked answers; those that were asked for again already need a higher count."""
+    fix = fix_for(fault, checkpoint, inputs)
+    if not fix.commands or seen.asked == 0:
+        return fix
+    if seen.asked is None:
+        return Fix("They were asked for again and cannot be had better: the model takes no more, or refused.")
+    return Fix(fix.advice, tuple(f"{command}:{seen.asked + 1}" for command in fix.commands))
+
+
+def fix_for(fault: Fault, checkpoint: str, inputs: Sequence[str]) -> Fix:
+    """What to do about rows or answers of this fault in this checkpoint, made from these inputs."""
+    at = place(checkpoint)
+    again = f"batchrun errors {at} --retry {fault} && batchrun resume {at}"
+    match fault:
+        case Fault.TOO_LONG:
+            return Fix(
+                "Prompt and max_tokens together exceed the model's context. Have prompts cut, or max_tokens lowered, "
+                "or ask a model with a larger context (batchrun models):",
+                (
+                    f"{again} --on-too-long truncate",
+                    f"{again} --on-too-long shrink-output",
+                    f"{again} --fallback MODEL --on-too-long fallback",
+                ),
+            )
+        case Fault.MODEL_MISSING:
+            return Fix(
+                "These rows name a model that cannot be called. Look for one that can, and let it answer them:",
+                ("batchrun models NAME", f"{again} --fallback MODEL"),
+            )
+        case Fault.BAD_REQUEST:
+            return Fix(
+                "Mend the rows, or the parameter the server speaks of (batchrun preview shows what is sent), and run "
+                "again: what changed is asked anew. To look at the rows, or to mend them apart:",
+                (f"batchrun check {_typed(inputs)}", f"batchrun errors {at} --fault {fault} --export rejected.jsonl"),
+            )
+        case Fault.BAD_ROW:
+            return Fix(
+                "These rows of the input were never sent. Mend them there and run again:",
+                (f"batchrun check {_typed(inputs)}",),
+            )
+        case Fault.SERVER | Fault.NETWORK | Fault.GARBLED:
+            return Fix("Given up after several tries while other rows were answered. Send them again, later:", (again,))
+        case Fault.CREDITS | Fault.KEY | Fault.THROTTLED | Fault.OVERLOADED:
+            return Fix("It has nothing to do with the rows. Send them again:", (again,))
+        case Fault.CUT_SHORT:
+            return Fix("Ask them again with more tokens:", (f"batchrun resume {at} --on-length retry",))
+        case Fault.INVALID_OUTPUT:
+            return Fix("Ask them again:", (f"batchrun resume {at} --on-invalid retry",))
+        case Fault.FILTERED:
+            return Fix("Reword these prompts and run again: edited rows are asked anew.")
+        case _:
+            assert_never(fault)
+
+
+def _typed(inputs: Sequence[str]) -> str:
+    return " ".join(map(place, inputs)) or "FILE"

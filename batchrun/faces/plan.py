@@ -38,6 +38,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "answered": plan.answered,
         "rejected": plan.rejected,
         "left": plan.left,
+        "again": plan.again,
         "cost_usd": _usd(_chosen_cost(plan)),
         "notes": list(plan.notes),
         "models": [_model(part.situation, part.choice) for part in plan.models],
@@ -46,8 +47,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _opening(plan: Plan) -> str:
     rejected = f", {count(plan.rejected)} rejected" if plan.rejected else ""
-    done = f"{rows(plan.total)}: {count(plan.answered)} answered{rejected}"
-    return f"{done}, {count(plan.left)} to send." if plan.left else f"{done}. Nothing is left to send."
+    again = f" ({count(plan.again)} to be asked for a better answer)" if plan.again else ""
+    done = f"{rows(plan.total)}: {count(plan.answered)} answered{again}{rejected}"
+    if plan.left:
+        return f"{done}, {count(plan.left)} to send."
+    return f"{done}." if plan.again else f"{done}. Nothing is left to send."
 
 
 def _part(part: Part) -> list[str]:

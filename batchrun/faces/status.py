@@ -43,6 +43,7 @@ class Standing(msgspec.Struct, frozen=True):
     batches: list[BatchRow]
     left_remote: int
     now: float
+    again: int = 0
 
 
 def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
@@ -78,6 +79,7 @@ def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
         batches=view.batches(),
         left_remote=view.left_remote(),
         now=now,
+        again=kept.again,
     )
 
 
@@ -100,6 +102,8 @@ def text(seen: Standing) -> str:
             f"of {count(seen.total)}{share}"
         ),
     ]
+    if seen.again:
+        lines.append(f"Of the answered, {count(seen.again)} to be asked for a better answer.")
     if seen.rejections:
         lines.append("Rejected: " + ", ".join(f"{fault} {count(rows)}" for fault, rows in seen.rejections.items()))
     if seen.answers_per_second:

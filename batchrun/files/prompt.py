@@ -15,10 +15,14 @@ from batchrun.files.row import Row
 from batchrun.files.wording import kind_of, names_of
 from batchrun.job import Asking
 from batchrun.records import BadRow, Endpoint, Request
-from batchrun.rules.canonical import bad_digest, canonical, digest
+from batchrun.rules.canonical import bad_digest, canonical, digest, written
+from batchrun.rules.fit import Fit, response_format
 
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _LIMITS = ("max_tokens", "max_completion_tokens")
+_FORMAT = "response_format"
+# What holds schemas: the order of their properties is kept.
+_IN_ORDER = frozenset({_FORMAT, "tools", "functions"})
 _NO_MODEL = "names no model. Give one with -m"
 
 _Body = dict[str, Any]
@@ -28,12 +32,15 @@ class Prompter:
     """Turns rows into requests as one job asks for them.
 
     Raises:
-        UsageError: the template does not compile, or the job's parameters cannot be sent.
+        UsageError: the template does not compile, the schema is none, or the job's parameters cannot be sent.
     """
 
     def __init__(self, asking: Asking) -> None:
         self._asking = asking
         self._params = dict(asking.params)
+        if asking.schema is not None:
+            Fit(asking.schema)  # before a row is sent with it, not when the first answer is judged
+            self._params[_FORMAT] = response_format(asking.schema)
         self._system = None if asking.system is None else {"role": "system", "content": asking.system}
         self._render = template.compiled(asking.template) if asking.template is not None else None
         if problem := settings_problem(self._params):
@@ -52,9 +59,10 @@ class Prompter:
             return BadRow(row.number, bad_digest(row.raw), row.where, "holds half of a surrogate pair")
         except RecursionError:
             return BadRow(row.number, bad_digest(row.raw), row.where, "nested too deeply")
+        sent = text if _IN_ORDER.isdisjoint(body) else written(body)
         endpoint = self._asking.endpoint
         most = max((body[name] for name in _LIMITS if body.get(name)), default=None)
-        return Request(row.number, digest(endpoint, text), endpoint, body["model"], text, most, body.get("n") or 1)
+        return Request(row.number, digest(endpoint, text), endpoint, body["model"], sent, most, body.get("n") or 1)
 
     def _body(self, row: Row, cells: _Body) -> _Body | str:
         """The body, or what is wrong with the row."""
@@ -93,6 +101,8 @@ class Prompter:
 
     def _from_body(self, own: _Body) -> _Body | str:
         body = filled(own, self._params)
+        if self._asking.schema is not None and body[_FORMAT] != self._params[_FORMAT]:
+            return "has a `response_format` of its own, and --schema would put another in its place"
         if "model" not in body and self._asking.model is not None:
             body["model"] = self._asking.model
         if problem := model_problem(body) or settings_problem(body):

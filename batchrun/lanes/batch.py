@@ -11,16 +11,16 @@ import contextlib
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-import msgspec
-
 from batchrun.files import lines
 from batchrun.job import Batching
 from batchrun.lanes.carrier import Carrier, Returned, Stay
 from batchrun.lanes.errands import Errands
 from batchrun.lanes.lane import Counts
-from batchrun.lanes.packing import Packer
+from batchrun.lanes.mending import Mender
+from batchrun.lanes.packing import Kind, Packer
 from batchrun.lanes.provider import batch_folder
 from batchrun.lanes.quota import LocalQuota
+from batchrun.lanes.waiting import Asked
 from batchrun.records import Fault, Rejection, Request
 from batchrun.rules import remote
 from batchrun.rules.pack import Bounds
@@ -33,16 +33,9 @@ from batchrun.store.store import Store
 _LEAST_SHARE = 10
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A request, and how many batches brought it no answer."""
-
-    request: Request
-    misses: int
-
-
 Pass = Callable[[], AsyncGenerator[Asked]]
-Keep = Callable[[Item], Awaitable[None]]
-Probe = Callable[[Request], Awaitable[None]]
+Keep = Callable[[Item], Awaitable[int | None]]
+Probe = Callable[[Asked], Awaitable[None]]
 
 
 class BatchLane:
@@ -62,9 +55,11 @@ class BatchLane:
         keep: Keep,
         probe: Probe,
         packed: Callable[[], None],
+        mender: Mender,
         terms: Batching,
         stay: Stay,
     ) -> None:
+        self._mender = mender
         self._store = store
         self._carrier = carrier
         self._errands = errands
@@ -88,6 +83,11 @@ class BatchLane:
         """A batch is over and brought nothing for some of its lines."""
         self._came_back = True
         self._suspicious = self._suspicious or returned.suspicious
+
+    def came_back(self) -> None:
+        """Rows of a batch are pending again while it is not over yet: they are sent otherwise."""
+        self._came_back = True
+        self._errands.wake()
 
     def pack_anew(self) -> None:
         """Other rows than before are to be packed: begin again with what is pending."""
@@ -148,28 +148,29 @@ class BatchLane:
                     await self._reject(asked)
                 elif self._suspicious:
                     self._suspicious = False
-                    await self._probe(asked.request)
-                elif not await self._add(asked.request, tasks):
+                    await self._probe(asked)
+                elif not await self._add(asked.request.model, self._mender.sent(asked), tasks):
                     return
-        for model in self._packer.models:
-            if not await self._submit(model, tasks):
+        for kind in self._packer.kinds:
+            if not await self._submit(kind, tasks):
                 return
 
-    async def _add(self, request: Request, tasks: asyncio.TaskGroup) -> bool:
-        """Pack it; False when no more can be packed in this start."""
-        if self._packer.is_full(request) and not await self._submit(request.model, tasks):
+    async def _add(self, asked: str, request: Request, tasks: asyncio.TaskGroup) -> bool:
+        """Pack it, as it is sent for a row that asks for this model; False when no more can be packed in this start."""
+        kind = Kind(request.model, asked)
+        if self._packer.is_full(kind, request) and not await self._submit(kind, tasks):
             return False
         bound = self._quota.bound(request)
         while not self._quota.hold(bound):
-            if self._packer.models and not await self._cut_short(tasks):
+            if self._packer.kinds and not await self._cut_short(tasks):
                 return False
-            if not self._packer.models and not self._quota.may_come_back:
+            if not self._packer.kinds and not self._quota.may_come_back:
                 self._quota.out_of_budget("row", bound)
-            elif not self._packer.models:
+            elif not self._packer.kinds:
                 await self._errands.pause(self._terms.poll)
             if not self._may_pack():
                 return False
-        self._packer.add(request, bound)
+        self._packer.add(kind, request, bound)
         return self._quota.parked is None
 
     async def _cut_short(self, tasks: asyncio.TaskGroup) -> bool:
@@ -182,20 +183,20 @@ class BatchLane:
             self._quota.out_of_budget("batch of a worthwhile size", self._packer.reserved)
             return False
         self._cut_at = self._cut_at or rows
-        for model in self._packer.models:
-            if not await self._submit(model, tasks):
+        for kind in self._packer.kinds:
+            if not await self._submit(kind, tasks):
                 return False
         return True
 
-    async def _submit(self, model: str, tasks: asyncio.TaskGroup) -> bool:
-        """Write the open file of this model down as a batch, once there is room for one more at the provider."""
+    async def _submit(self, kind: Kind, tasks: asyncio.TaskGroup) -> bool:
+        """Write the open file of this kind down as a batch, once there is room for one more at the provider."""
         while self._running() >= self._terms.at_once:
             if self._stay is not Stay.WAIT and not self._carrying:
                 return False  # those that are left stay as they are in this start
             await self._errands.pause(math.inf)
             if not self._may_pack():
                 return False
-        draft = await self._packer.close(model)
+        draft = await self._packer.close(kind)
         self._carry(await batches.plan(self._store, draft), tasks)
         return True
 
@@ -216,8 +217,10 @@ class BatchLane:
 
     async def _reject(self, asked: Asked) -> None:
         """Under --route batch a row does not go live: it is given up."""
-        message = f"{asked.misses} batches brought no answer for it; --route auto would send it live."
         request = asked.request
+        message = f"{asked.misses} batches brought no answer for it; --route auto would send it live."
+        if words := await batches.last_words(self._store, request.digest):
+            message = f"{message} The provider's last words: {words}"
         await self._keep(Rejection(request.row, request.digest, Fault.SERVER, None, message, asked.misses))
         self._counts.rejected += 1
         self._quota.rejected(Fault.SERVER, message)

@@ -68,7 +68,8 @@ class Carrier:
         may_go_live: bool,
         patient: bool,
         on_returned: Callable[[Returned], None],
-        on_refused: Callable[[str, Trouble], None],
+        on_refused: Callable[[RemoteBatch, Trouble], None],
+        on_missing: Callable[[RemoteBatch, str], bool],
     ) -> None:
         self._store = store
         self._provider = provider
@@ -82,6 +83,7 @@ class Carrier:
         self._patient = patient
         self._on_returned = on_returned
         self._on_refused = on_refused
+        self._on_missing = on_missing
         self._folder = Path(batch_folder(store.path))
         self._looked: dict[int, float] = {}
         self._worried: set[str] = set()
@@ -196,7 +198,7 @@ class Carrier:
         """The provider will not make a batch of this: its rows go live, or the job has to be mended."""
         told = f"the provider makes no batch of it: {trouble.message}"
         await self._withdraw(batch)
-        self._on_refused(batch.model, trouble)
+        self._on_refused(batch, trouble)
         await self._over(batch, BatchState.ABANDONED, 0, told)
 
     async def _withdraw(self, batch: RemoteBatch) -> None:
@@ -295,7 +297,7 @@ class Carrier:
             self._quota.park(ParkReason.CREDITS, f"Out of credits: {said}")
         elif batch.excuse is Excuse.KEY:
             self._quota.park(ParkReason.KEY, said)
-        elif batch.excuse is Excuse.MODEL:
+        elif batch.excuse is Excuse.MODEL and not self._on_missing(batch, said):
             self._quota.park(ParkReason.MODEL, said)
 
     async def _abandon(self, batch: RemoteBatch, *, doubtful: bool) -> None:

@@ -13,6 +13,7 @@ from batchrun.job import Batching
 from batchrun.lanes.errands import NOT_FOUND
 from batchrun.lanes.judging import Judge
 from batchrun.lanes.lane import Counts
+from batchrun.lanes.mending import Mender
 from batchrun.lanes.provider import Provider, batch_folder, remove
 from batchrun.lanes.quota import LocalQuota
 from batchrun.records import Doubt, Trouble, Usage
@@ -41,6 +42,8 @@ class Collector:
         counts: Counts,
         terms: Batching,
         cost: Callable[[str, Usage | None], int | None],
+        mender: Mender,
+        on_again: Callable[[], None],
         *,
         job_model: str | None,
         waits: bool,
@@ -54,6 +57,8 @@ class Collector:
         self._grace = terms.grace
         self._poll = terms.poll
         self._cost = cost
+        self._mender = mender
+        self._on_again = on_again
         self._job_model = job_model
         self._waits = waits
         self._folder = Path(batch_folder(store.path))
@@ -109,8 +114,8 @@ class Collector:
 
     async def _take(self, batch: RemoteBatch, job: remote.KnownJob, paths: list[str]) -> RemoteBatch:
         judge = Judge(
-            batch, str(self._folder / batch.file_name), self._provider.redact,
-            job_model=self._job_model, now=self._clock.now(),
+            batch, str(self._folder / batch.file_name), self._provider.redact, self._mender,
+            await batches.repairs(self._store, batch), job_model=self._job_model, now=self._clock.now(),
         )  # fmt: skip
         judge.whole_job(job.error)
         results = Results(self._store, self._till, batch, job.id, partial(self._cost, batch.model))
@@ -120,9 +125,14 @@ class Collector:
         self._counts.rejected += brought.rejected
         self._counts.tokens += brought.tokens
         self._counts.spent_nano += brought.cost_nano
-        self._quota.took_in(brought.answered, brought.cost_nano + brought.doubt_nano)
-        for refused in judge.refused:
-            self._quota.rejected(refused.fault, refused.message)
+        self._quota.took_in(
+            brought.answered, brought.cost_nano + brought.doubt_nano, brought.rejected,
+            [(refused.fault, refused.message) for refused in judge.refused],
+        )  # fmt: skip
+        for model, replies in brought.models.items():
+            self._counts.came_from(batch.model, model, replies)
+        if brought.repaired or brought.again:
+            self._on_again()
         if judge.message or judge.error:
             self.said[batch.id] = judge.message or judge.error
         await self._store.note("batch", _told(collected, job, results, judge))
@@ -137,6 +147,8 @@ def doubt_of(batch: RemoteBatch) -> Doubt:
 def _told(batch: RemoteBatch, job: remote.KnownJob, results: Results, judge: Judge) -> str:
     brought = results.collected
     parts = [f"batch {batch.id}: {job.status}, {brought.answered} answers", f"{brought.rejected} refused"]
+    parts += [f"{brought.repaired} repaired and sent again"] if brought.repaired else []
+    parts += [f"{brought.again} answers asked for once more"] if brought.again else []
     parts += [f"{judge.unread} lines unreadable"] if judge.unread else []
     parts += [f"{batch.left} of {batch.lines} lines without an outcome"] if batch.left else []
     if judge.message or judge.error:

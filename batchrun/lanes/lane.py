@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
 
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
+from batchrun.rules import standins
 from batchrun.rules.pace import Hint, Start
 
 
@@ -17,6 +20,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     start: Start
     reserved: int
     probe: bool
+    call: int  # its number at the gate
 
 
 class Parked(msgspec.Struct, frozen=True):
@@ -35,6 +39,12 @@ class Counts:
         self.rejected = 0
         self.tokens = 0
         self.spent_nano = 0
+        self.redirects: Counter[tuple[str, str]] = Counter()
+
+    def came_from(self, asked: str, answered: str, replies: int = 1) -> None:
+        """So many replies came, and name the model that made them."""
+        if asked != answered and standins.is_another(asked, answered):
+            self.redirects[asked, answered] += replies
 
 
 class Quota(Protocol):
@@ -45,8 +55,16 @@ class Quota(Protocol):
         """Set once the run has to stop; no lease is given after that."""
         ...
 
-    async def lease(self, request: Request) -> Lease | None:
-        """Wait for leave to send; None when the run is parked."""
+    async def lease(self, request: Request, still: Callable[[], bool]) -> Lease | None:
+        """Wait for leave to send; None when the run is parked, or it is not `still` to be sent so."""
+        ...
+
+    def ready(self, model: str) -> bool:
+        """Whether a call to this model could start now."""
+        ...
+
+    def rest(self, model: str, asked: str, trouble: Trouble) -> bool:
+        """Let a model rest whose rows another one can take."""
         ...
 
     def report(self, lease: Lease, outcome: Completion | Trouble, hint: Hint) -> None:
@@ -65,7 +83,7 @@ class Quota(Protocol):
         """A 402 came back: whether the row may wait here until there are credits (else the run is parked)."""
         ...
 
-    def rejected(self, fault: Fault, message: str) -> None:
+    def rejected(self, fault: Fault, message: str, lease: Lease | None = None) -> None:
         """Tell that a row was given up; nearly all for one reason park the run."""
         ...
 

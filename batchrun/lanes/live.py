@@ -7,21 +7,25 @@ that is left when the run parks simply stays pending in the checkpoint.
 from __future__ import annotations
 
 import asyncio
-import heapq
-import math
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import assert_never
+
+import msgspec
 
 from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.clock import Clock
 from batchrun.lanes.lane import Counts, Lease, Quota
+from batchrun.lanes.mending import Mender
+from batchrun.lanes.waiting import Asked, Attempt, WaitingRoom
 from batchrun.records import (
     Answer,
+    Before,
     Broken,
     Completion,
+    Content,
     Doubt,
+    Fault,
     Lane,
     ParkReason,
     Refusal,
@@ -30,91 +34,17 @@ from batchrun.records import (
     Request,
     Trouble,
 )
-from batchrun.rules import faults, verdicts
+from batchrun.rules import faults, repair, verdicts
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
+from batchrun.rules.repair import Repair
+from batchrun.rules.standins import Pick
 from batchrun.store.keeper import Item
 
-# Requests read ahead of the pace, for each model: so many that slots freed together are filled together, and no more
-# bytes than that.
-READ_AHEAD = 256
-READ_AHEAD_BYTES = 16_000_000
+Keep = Callable[[Item], Awaitable[int | None]]
 
-Keep = Callable[[Item], Awaitable[None]]
-
-
-class Attempt:
-    """A request on its way, with what it has been through in this run."""
-
-    __slots__ = ("charged", "request", "tries")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.tries = 0
-        self.charged = 0
-
-
-class WaitingRoom:
-    """The requests of one model that are not in flight: fresh ones, and those that go again at a time of their own."""
-
-    def __init__(self, model: str, quota: Quota, clock: Clock) -> None:
-        self._model = model
-        self._quota = quota
-        self._clock = clock
-        self._fresh: deque[Attempt] = deque()
-        self._again: list[tuple[float, int, Attempt]] = []
-        self._ahead = 0  # bytes of the fresh ones
-        self._entered = 0
-        self._out = 0
-        self._closed = False
-
-    async def offer(self, request: Request) -> None:
-        """Take a fresh request when there is room for it, or leave it when the run is parked."""
-        while self._full() and self._quota.parked is None:
-            await self._quota.wait(math.inf)
-        self._fresh.append(Attempt(request))
-        self._ahead += len(request.body)
-        self._quota.changed()
-
-    def _full(self) -> bool:
-        if len(self._fresh) >= READ_AHEAD or self._ahead >= READ_AHEAD_BYTES:
-            return True
-        return len(self._again) + self._out >= self._quota.room(self._model)
-
-    async def next(self) -> Attempt | None:
-        """The next attempt whose time has come; None when all is done or the run is parked."""
-        while self._quota.parked is None:
-            due = self._again[0][0] - self._clock.monotonic() if self._again else math.inf
-            if due <= 0:
-                return self._take(heapq.heappop(self._again)[2])
-            if self._fresh:
-                attempt = self._fresh.popleft()
-                self._ahead -= len(attempt.request.body)
-                self._quota.changed()  # there is room for the next
-                return self._take(attempt)
-            if self._closed and not self._again and self._out == 0:
-                return None
-            await self._quota.wait(due)
-        return None
-
-    def _take(self, attempt: Attempt) -> Attempt:
-        self._out += 1
-        return attempt
-
-    def again(self, attempt: Attempt, at: float) -> None:
-        """Let it go again, not before `at` (monotonic seconds)."""
-        self._entered += 1
-        heapq.heappush(self._again, (at, self._entered, attempt))
-
-    def back(self) -> None:
-        """An attempt that was taken has come to an end, whichever."""
-        self._out -= 1
-        self._quota.changed()
-
-    def close(self) -> None:
-        """No fresh request will come."""
-        self._closed = True
-        self._quota.changed()
+# Seconds that a row steps aside when it waits for a model that rests.
+_ASIDE = 1.0
 
 
 class LiveLane:
@@ -127,6 +57,7 @@ class LiveLane:
         keep: Keep,
         clock: Clock,
         tariff: Tariff,
+        mender: Mender,
         *,
         job_model: str | None,
         patience: float,
@@ -137,34 +68,85 @@ class LiveLane:
         self._keep = keep
         self._clock = clock
         self._tariff = tariff
+        self._mender = mender
+        self._standins = mender.standins
         self._job_model = job_model
         self._patience = patience
         self._counts = counts
         self._rooms: dict[str, WaitingRoom] = {}
 
-    async def run(self, requests: AsyncIterator[Request]) -> None:
-        """Send every request. A throttled model holds the others up only when READ_AHEAD rows of it come in a row."""
+    async def run(self, rows: AsyncIterator[Asked]) -> None:
+        """Send every row. A throttled model holds the others up only when READ_AHEAD rows of it come in a row."""
         self._rooms = {}
         async with asyncio.TaskGroup() as tasks:
-            async for request in requests:
+            async for asked in rows:
                 if self._quota.parked is not None:
                     break
-                await self._room(request.model, tasks).offer(request)
+                await self._room(asked.request.model, tasks).offer(asked)
             for room in self._rooms.values():
                 room.close()
 
     def _room(self, model: str, tasks: asyncio.TaskGroup) -> WaitingRoom:
         if model not in self._rooms:
-            self._rooms[model] = WaitingRoom(model, self._quota, self._clock)
+            self._rooms[model] = WaitingRoom(
+                lambda: self._quota.room(self._pick(model).model), self._quota, self._clock
+            )
             tasks.create_task(self._dispatch(self._rooms[model], tasks))
         return self._rooms[model]
 
     async def _dispatch(self, room: WaitingRoom, tasks: asyncio.TaskGroup) -> None:
         while (attempt := await room.next()) is not None:
-            lease = await self._quota.lease(attempt.request)
+            if not self._begins(attempt):
+                tasks.create_task(self._content(room, attempt))
+                continue
+            if self._holds_up(attempt.repair.model):
+                room.again(attempt, self._clock.monotonic() + _ASIDE)
+                room.back()
+                continue
+            lease = await self._leased(attempt)
             if lease is None:
                 return
             tasks.create_task(self._attempt(room, lease, attempt))
+
+    def _holds_up(self, model: str | None) -> bool:
+        """Whether waiting for the model that alone can take a row, and rests, would hold up the rows behind it."""
+        return model is not None and self._standins.rests(model) and not self._quota.ready(model)
+
+    def _begins(self, attempt: Attempt) -> bool:
+        """Whether there is anything to send; a row that holds an answer is sent for a better one only."""
+        if attempt.before is None or attempt.tries:
+            return True
+        sent = repair.applied(attempt.request, attempt.repair)
+        better = self._mender.instead_of(sent, attempt.repair, attempt.before)
+        attempt.repair = better or attempt.repair
+        return better is not None
+
+    def _pick(self, model: str) -> Pick:
+        """The model that takes a row asking for this one; when none can be called, the server may say so itself."""
+        pick = self._standins.pick(model)
+        if pick is not None and pick.look and not self._quota.ready(pick.model):
+            pick = self._standins.pick(model, looks=False)  # a look must not keep the others waiting
+        return pick or Pick(model)
+
+    async def _leased(self, attempt: Attempt) -> Lease | None:
+        """Leave to send it to the model that takes it by then; None when the run is parked."""
+        asked = attempt.request
+        while self._quota.parked is None:
+            mended = attempt.repair = self._mender.usable_now(attempt.repair)
+            pick = Pick(mended.model) if mended.model is not None else self._pick(asked.model)
+            stands_in = pick.model != asked.model
+            sent = repair.applied(asked, msgspec.structs.replace(mended, model=pick.model) if stands_in else mended)
+            lease = await self._quota.lease(sent, lambda: self._is_for(attempt, pick))  # noqa: B023 - called at once
+            if lease is not None:
+                if pick.look:
+                    self._standins.looking(pick.model)
+                return lease
+        return None
+
+    def _is_for(self, attempt: Attempt, pick: Pick) -> bool:
+        """Whether it is still to be sent to that model."""
+        own = self._mender.usable_now(attempt.repair).model
+        return (self._pick(attempt.request.model) if own is None else Pick(own)) == pick
 
     async def _attempt(self, room: WaitingRoom, lease: Lease, attempt: Attempt) -> None:
         """One call from start to committed outcome."""
@@ -175,7 +157,7 @@ class LiveLane:
             outcome = self._judged(reply, lease.request)
             self._quota.report(lease, outcome, _hint(reply))
             if isinstance(outcome, Completion):
-                spent = await self._keep_answer(lease, attempt, outcome, reply.seconds)
+                spent = await self._keep_answer(room, lease, attempt, outcome, reply.seconds)
             else:
                 spent = await self._follow(room, lease, attempt, outcome)
         finally:
@@ -186,63 +168,114 @@ class LiveLane:
         """The walk from what came back to what it means: wire, redaction, faults."""
         seen = wire.read(reply, self._clock.now()) if isinstance(reply, Reply) else reply
         if isinstance(seen, Completion):
-            return seen
+            return self._mender.marked(seen)
         if isinstance(seen, Refusal):
             message = self._client.redacted(seen.message, request.body)
             seen = Refusal(seen.status, seen.kind, seen.code, message, seen.wait)
         return faults.trouble(seen)
 
-    async def _keep_answer(self, lease: Lease, attempt: Attempt, completion: Completion, seconds: float) -> int:
+    async def _keep_answer(
+        self, room: WaitingRoom, lease: Lease, attempt: Attempt, completion: Completion, seconds: float
+    ) -> int:
         """Commit the answer; returns what it cost, or what it may have cost when the server did not count."""
-        request = lease.request
-        cost = self._tariff.cost(request.model, completion.usage)
+        sent, before = lease.request, attempt.before
+        cost = self._tariff.cost(sent.model, completion.usage)
+        better = self._mender.after_reply(sent, attempt.repair, completion, before.retries + 1 if before else 0)
         answer = Answer(
-            request.row, request.digest, request.model, len(request.body), completion, Lane.LIVE, cost,
-            round(seconds * 1000), attempt.tries,
+            sent.row, sent.digest, sent.model, len(sent.body), completion, Lane.LIVE, cost, round(seconds * 1000),
+            attempt.sent, repair.told(attempt.request.model, sent.model, attempt.repair), before, better is not None,
         )  # fmt: skip
         if cost is None and lease.reserved:
-            await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
+            number, _ = await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
         else:
-            await self._keep(answer)
-        self._counts.answered += 1
-        self._counts.spent_nano += cost or 0
-        if completion.usage is not None:
-            self._counts.tokens += completion.usage.prompt_tokens + completion.usage.completion_tokens
+            number = await self._keep(answer)
+        self._count(answer)
+        if better is not None and completion.fault is not None:
+            self._ask_better(room, attempt, better, answer, number or 0)
         return lease.reserved if cost is None else cost
 
+    def _count(self, answer: Answer) -> None:
+        usage = answer.completion.usage
+        self._counts.answered += answer.before is None
+        self._counts.spent_nano += answer.cost_nano or 0
+        self._counts.tokens += usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
+        self._counts.came_from(answer.asked, answer.completion.model)
+
+    def _ask_better(self, room: WaitingRoom, attempt: Attempt, better: Repair, answer: Answer, number: int) -> None:
+        """Ask again for what was cut off or does not fit. Of two replies the better one is the row's answer."""
+        completion, before = answer.completion, attempt.before
+        if before is None or repair.is_better(completion, before.fault):
+            fault = completion.fault or Fault.CUT_SHORT
+            attempt.before = Before(number, fault, answer.retries, completion.usage)
+        else:
+            attempt.before = msgspec.structs.replace(before, retries=answer.retries)
+        attempt.repair = better
+        room.again(attempt, self._clock.monotonic())
+
+    async def _content(self, room: WaitingRoom, attempt: Attempt) -> None:
+        """A better answer cannot be had: the row keeps the one it has."""
+        try:
+            await self._keep(Content(attempt.request.row, attempt.request.digest))
+        finally:
+            room.back()
+
     async def _follow(self, room: WaitingRoom, lease: Lease, attempt: Attempt, trouble: Trouble) -> int:
-        """Do what the verdict says; returns what the call may have cost all the same."""
+        """Repair the request, or do what the verdict says; returns what the call may have cost all the same."""
+        sent, spent = lease.request, 0
+        if trouble.maybe_paid:
+            await self._keep(Doubt(lease.reserved))
+            spent = lease.reserved
+        mended = self._mender.after_refusal(sent, attempt.repair, trouble)
+        if mended is not None:
+            attempt.repair = mended
+            room.again(attempt, self._clock.monotonic())
+        elif self._moves(sent.model, attempt, trouble):
+            room.again(attempt, self._clock.monotonic())
+        else:
+            await self._obey(room, lease, attempt, trouble)
+        return spent
+
+    def _moves(self, model: str, attempt: Attempt, trouble: Trouble) -> bool:
+        """Whether another model takes the row from now on, since this one cannot be called, or not for long."""
+        if trouble.fault is Fault.MODEL_MISSING and self._standins.fallbacks:
+            return self._standins.missing(model, attempt.request.model, trouble.message)
+        if attempt.repair.model is not None:
+            return False
+        return verdicts.is_too_long_a_wait(trouble, self._patience) and self._quota.rest(
+            model, attempt.request.model, trouble
+        )
+
+    async def _obey(self, room: WaitingRoom, lease: Lease, attempt: Attempt, trouble: Trouble) -> None:
         here = verdicts.Situation(
             tries=attempt.tries,
             charged=attempt.charged,
             others_answered=self._quota.others_answered(),
-            model_from_job=lease.request.model == self._job_model,
+            model_from_job=attempt.request.model == self._job_model,
             patience=self._patience,
             now=self._clock.monotonic(),
             dice=self._clock.random(),
         )
         verdict = verdicts.verdict(trouble, here)
-        spent = 0
-        if trouble.maybe_paid:
-            await self._keep(Doubt(lease.reserved))
-            spent = lease.reserved
         match verdict:
             case verdicts.Retry(at, charged):
                 attempt.charged += charged
                 room.again(attempt, at)
             case verdicts.Reject():
-                await self._reject(lease.request, attempt, trouble)
+                await self._give_up(lease, attempt, trouble)
             case verdicts.Park(reason):
                 self._stop(room, lease, attempt, trouble, reason)
             case _:
                 assert_never(verdict)
-        return spent
 
-    async def _reject(self, request: Request, attempt: Attempt, trouble: Trouble) -> None:
-        message = trouble.message
-        await self._keep(Rejection(request.row, request.digest, trouble.fault, trouble.status, message, attempt.tries))
+    async def _give_up(self, lease: Lease, attempt: Attempt, trouble: Trouble) -> None:
+        """The row is rejected; one that holds an answer keeps it."""
+        request, message = attempt.request, trouble.message
+        if attempt.before is not None:
+            await self._keep(Content(request.row, request.digest))
+            return
+        await self._keep(Rejection(request.row, request.digest, trouble.fault, trouble.status, message, attempt.sent))
         self._counts.rejected += 1
-        self._quota.rejected(trouble.fault, message)
+        self._quota.rejected(trouble.fault, message, lease)
 
     def _stop(self, room: WaitingRoom, lease: Lease, attempt: Attempt, trouble: Trouble, reason: ParkReason) -> None:
         """Park the run; out of credits, the row may wait for the next probe instead."""

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from batchrun.clock import Clock
 from batchrun.job import Limits
 from batchrun.lanes.lane import Lease, Parked
+from batchrun.lanes.standins import StandIns
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import credit
-from batchrun.rules.gate import LATER_WINDOW, Gate
+from batchrun.rules.gate import FIRST_OUTCOMES, Gate
 from batchrun.rules.money import Tariff, usd
 from batchrun.rules.pace import Bounds, Hint, Learned, Pace, Reason
+from batchrun.rules.probing import PROBE_ROW
 
 # A failing row is charged with its failure only while others are being answered.
 OTHERS_WINDOW = 300.0
@@ -80,6 +82,8 @@ class LocalQuota:
         ceiling: int = CEILING,
         held: int = 0,
         leaving: bool = False,
+        proven: bool = True,
+        standins: StandIns | None = None,
     ) -> None:
         """Make one.
 
@@ -96,6 +100,8 @@ class LocalQuota:
             ceiling: calls in flight at most when the user does not say.
             held: nano-dollars set aside for batches that run already.
             leaving: whether this start ends while batches run, so that their money does not come back in it.
+            proven: whether any row of this checkpoint was ever answered; before that few calls go out at once.
+            standins: who stands in for a model that does not answer.
         """
         self._limits = limits
         self._clock = clock
@@ -120,6 +126,9 @@ class LocalQuota:
         self._event = asyncio.Event()
         self._last_answer = -math.inf
         self._refused_since: float | None = None
+        self._refused: dict[str, float] = {}
+        self._proven = proven
+        self._standins = standins or StandIns((), clock, note)
         self._last_throttle = -math.inf
         self.throttled = 0
         self.waiting = ""
@@ -159,11 +168,11 @@ class LocalQuota:
 
     # --- leave to send -----------------------------------------------------------------------------------------------
 
-    async def lease(self, request: Request) -> Lease | None:
-        """Wait for a slot, the pace, the money and the credits; None when the run is parked."""
+    async def lease(self, request: Request, still: Callable[[], bool] = lambda: True) -> Lease | None:
+        """Wait for a slot, the pace, the money and the credits; None when the run is parked, or `still` says no."""
         pace = self._pace(request.model)
         bound = self.bound(request)
-        while self._parked is None:
+        while self._parked is None and still():
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
             if self._used_up(bound):
@@ -173,6 +182,14 @@ class LocalQuota:
             elif not await self._raised_marks(bound):
                 return self._grant(pace, request, bound, now)
         return None
+
+    def affords(self, nano: int) -> bool:
+        """Whether --max-cost has room for so many nano-dollars just now."""
+        return self._fits(nano)
+
+    def ready(self, model: str) -> bool:
+        """Whether the pace of this model would let a call start now."""
+        return self._pace(model).wait(self._clock.monotonic()) <= 0
 
     def bound(self, request: Request) -> int:
         """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""
@@ -208,8 +225,12 @@ class LocalQuota:
         return math.inf if self._shut.probing else max(0.0, self._shut.until - now)
 
     def _wait_for_slot(self) -> float:
-        """`--concurrency`, or the ceiling, holds for all models together."""
-        return math.inf if self.in_flight >= (self._limits.concurrency or self._ceiling) else 0.0
+        """`--concurrency`, or the ceiling, holds for all models together.
+
+        Until a first row is answered nobody knows that any call can succeed: a wrong parameter must not cost hundreds.
+        """
+        most = self._limits.concurrency or self._ceiling
+        return math.inf if self.in_flight >= (most if self._proven else min(most, FIRST_OUTCOMES)) else 0.0
 
     def _wait_for_money(self, bound: int) -> float:
         """Money set aside for calls in flight may come back."""
@@ -259,7 +280,7 @@ class LocalQuota:
             self._shut = credit.probing(self._shut)
         self._reserved += bound
         self.waiting = ""
-        return Lease(request, pace.started(now, _tokens(request)), bound, probe)
+        return Lease(request, pace.started(now, _tokens(request)), bound, probe, self._gate.started())
 
     # --- how it went -------------------------------------------------------------------------------------------------
 
@@ -270,14 +291,17 @@ class LocalQuota:
             usage = outcome.usage
             pace.answered(now, lease.start, usage.prompt_tokens + usage.completion_tokens if usage else 0, hint)
             self._last_answer = now
-            self._gate.answered()
+            self._standins.answered(lease.request.model)
+            if lease.request.row != PROBE_ROW:
+                self._proven = True
+                self._gate.answered(lease.call)
         elif outcome.fault in _SERVER_HAD_ROOM:
             pace.answered(now, lease.start, 0, hint)
         elif outcome.fault is Fault.THROTTLED:
             self._throttle(pace, lease, outcome, now, hint)
         else:
             pace.failed(now, lease.start)
-        self._watch_patience(outcome, now)
+        self._watch_patience(lease.request.model, outcome, now)
         if lease.probe:
             self._probe_came_back(outcome, now)
 
@@ -290,16 +314,38 @@ class LocalQuota:
         if trouble.wait:
             pace.hold(now + trouble.wait)
 
-    def _watch_patience(self, outcome: Completion | Trouble, now: float) -> None:
-        """Refusals of any kind without an answer for so long park the run: every run ends."""
+    def _watch_patience(self, model: str, outcome: Completion | Trouble, now: float) -> None:
+        """Refusals of any kind without an answer for so long: another model stands in, or the run parks and ends."""
+        look = self._standins.looked(model)
         if isinstance(outcome, Completion) or outcome.fault not in _REFUSALS:
             self._refused_since = None
+            self._refused.pop(model, None)
+        elif not look:  # one that rests was known not to answer
+            self._refused.setdefault(model, now)
+            self._refused_since = now if self._refused_since is None else self._refused_since
+            self._lose_patience(model, outcome, now)
+
+    def _lose_patience(self, model: str, trouble: Trouble, now: float) -> None:
+        """A model rests once: rows that no other one takes would begin its patience anew for ever."""
+        patience, rests = self._limits.overload_patience, self._standins.rests
+        over = self._refused_since is not None and now - self._refused_since >= patience
+        if not over and now - self._refused[model] < patience:
             return
-        if self._refused_since is None:
-            self._refused_since = now
-        if now - self._refused_since >= self._limits.overload_patience:
-            patience = self._limits.overload_patience
-            self.park(ParkReason.OVERLOAD, f"No answer for {patience:.0f} seconds. The last reply: {outcome.message}")
+        if not rests(model) and self.rest(model, model, trouble):
+            return
+        tried = any(not rests(other) and now - since < patience for other, since in self._refused.items())
+        if over and not (rests(model) and tried):
+            self.park(ParkReason.OVERLOAD, f"No answer for {patience:.0f} seconds. The last reply: {trouble.message}")
+
+    def rest(self, model: str, asked: str, trouble: Trouble) -> bool:
+        """Let a model rest when another one can take its rows; patience with that one begins anew."""
+        if not self._standins.rest(model, asked, trouble.wait or 0.0, trouble.message):
+            return False
+        self._refused_since = None
+        for anew in (model, stands_in.model if (stands_in := self._standins.pick(asked)) else model):
+            self._refused.pop(anew, None)
+        self.changed()
+        return True
 
     def _probe_came_back(self, outcome: Completion | Trouble, now: float) -> None:
         """An answer opens the gate. A refused row says nothing of credits, a failing server nothing at all."""
@@ -324,15 +370,20 @@ class LocalQuota:
         self.changed()
         return self._shut is not None
 
-    def rejected(self, fault: Fault, message: str) -> None:
+    def rejected(self, fault: Fault, message: str, lease: Lease | None = None) -> None:
         """Nearly every row rejected for one reason: the job is wrong, not the rows, unless the user allows so many."""
         self._rejected += 1
-        if self._gate.rejected(fault, message) is not None and self._rejected > self._allowed:
-            self.park(ParkReason.HOPELESS, f"Nearly every row is refused for the same reason: {message}", fault)
+        if self._gate.rejected(fault, message, None if lease is None else lease.call) is not None:
+            self._give_up(fault, message)
+
+    def _give_up(self, fault: Fault, message: str) -> None:
+        if self._rejected > self._allowed:
+            self.park(ParkReason.HOPELESS, f"Nearly every row is refused. The last one: {_sentence(message)}", fault)
 
     def settle(self, lease: Lease, spent: int) -> None:
         """The outcome is committed: slot and reservation come back."""
         self._pace(lease.request.model).finished(self._clock.monotonic(), lease.start)
+        self._gate.ended(lease.call)
         self._reserved -= lease.reserved
         self._spent += spent
         self.changed()
@@ -373,11 +424,13 @@ class LocalQuota:
         """Whether money that is set aside now may be free again in this start."""
         return self._reserved > 0 or (self._held > 0 and not self._leaving)
 
-    def took_in(self, answered: int, cost: int) -> None:
-        """A batch brought answers: they are paid for, and the job is not hopeless."""
+    def took_in(self, answered: int, cost: int, rejected: int = 0, refused: Sequence[tuple[Fault, str]] = ()) -> None:
+        """A batch came back: its answers are paid for, and what was refused (the first of it) may tell of the job."""
         self._spent += cost
-        for _ in range(min(answered, LATER_WINDOW)):
-            self._gate.answered()
+        self._rejected += rejected
+        self._proven = self._proven or answered > 0
+        if self._gate.took_in(answered, rejected, refused) is not None:
+            self._give_up(*refused[-1])
 
     def when_parked(self, listener: Callable[[], None]) -> None:
         """Call it when the run has to stop."""
@@ -393,6 +446,11 @@ class LocalQuota:
     def changed(self) -> None:
         """Wake whoever waits."""
         self._event.set()
+
+
+def _sentence(message: str) -> str:
+    """The server's words with the full stop they often lack."""
+    return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
 def _tokens(request: Request) -> int:

@@ -26,6 +26,18 @@ def canonical(body: dict[str, Any]) -> bytes:
     return _encode(body)
 
 
+def written(body: dict[str, Any]) -> bytes:
+    """The body as JSON in its own order, without spaces.
+
+    Identity does not depend on the order of names, but answers may: a model that is held to a schema writes its
+    properties in the schema's order, and an answer that comes before its reasoning is another answer.
+
+    Raises:
+        UnicodeEncodeError: a string holds a lone surrogate.
+    """
+    return msgspec.json.encode(body)
+
+
 def digest(endpoint: Endpoint, body: bytes) -> bytes:
     """16 bytes of BLAKE2b over the endpoint's kind and the canonical body."""
     return blake2b(endpoint.value.encode() + b"\0" + body, digest_size=DIGEST_BYTES).digest()

@@ -3,7 +3,8 @@
 Decided in this order: transport, status, error code and type, whole phrases of the server's own sentence. The phrases
 come from recorded replies of Together and of servers that speak the same protocol; loose words such as "rate" or
 "credit" are never looked for, since an error may quote a prompt. A batch's error line may come without any status:
-there code, type and phrases alone decide, and what they do not name is worth sending again.
+there code, type and phrases alone decide. What says that the request is bad is refused; what they do not name is worth
+sending again.
 """
 
 from __future__ import annotations
@@ -38,16 +39,30 @@ _CREDIT_PHRASES = (
 
 _MODEL_STATUSES = frozenset({400, 404})
 _MODEL_CODES = frozenset({"model_not_available", "model_not_found"})
-_MODEL_PHRASES = ("model not found", "unable to access model", "unable to access non-serverless model")
+_MODEL_PHRASES = ("unable to access model", "unable to access non-serverless model")
+# The sentence ends there: not "model not found in your drawing". The other is OpenAI's, vLLM's and Ollama's; the name
+# stands in quotation marks, or was taken out as one.
+_MODEL_SENTENCE = re.compile(
+    r"""(?<![\w'"`])model not found(?=\s*(?:[.:,;!?)\]'"`-]|$))"""
+    r"""|(?<!\w)model [`'"\u2018\u201c\u2026]\S* (?:not found|does not exist)(?!\w)"""
+)
 
 _LENGTH_STATUSES = frozenset({400, 403, 413, 422})
-_LENGTH_CODES = frozenset({"context_length_exceeded"})
+_LENGTH_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error", "exceeds_context_size"})
 _LENGTH_PHRASES = (
     "max_new_tokens` must be <=",
     "maximum context length",
     "must be less than context length",
     "exceeds the context length",
+    "exceeds the context window",
+    "exceeds the available context size",
     "exceeds the model's context",
+    "exceeds the maximum number of tokens allowed",
+    "inputs` must have less than",
+    "longer than the maximum model length",
+    "longer than the model's context length",
+    "the model's context length is only",
+    "prompt is too long",
 )
 
 _OVERLOAD_STATUSES = frozenset({503, 529})
@@ -58,7 +73,12 @@ _SERVER_STATUSES = frozenset({408, 409, 425})
 # What batch error lines say in place of a status (https://docs.together.ai/docs/inference/batch/manage shows
 # `invalid_model`; the others are the codes and types of live replies).
 _LINE_MODEL_CODES = frozenset({"invalid_model", *_MODEL_CODES})
-_LINE_MODEL_PHRASES = ("invalid model specified", *_MODEL_PHRASES)
+_LINE_MODEL_PHRASES = ("invalid model specified",)
+_LINE_KEY_CODES = frozenset({"invalid_api_key"})
+# The code counts before the type: Together's `invalid_request_error` stands beside an invalid key too.
+_LINE_BAD_CODES = frozenset(
+    {"bad_request", "bad_request_error", "badrequesterror", "invalid_request", "invalid_request_error"}
+)
 _THROTTLE_CODES = frozenset(
     {
         "dynamic_request_limited",
@@ -71,6 +91,9 @@ _THROTTLE_CODES = frozenset(
 )
 _RATE_PHRASES = ("rate limit", "rate limited")
 _THROTTLE_PHRASES = ("rate-limited", "too many requests", *_RATE_PHRASES)
+
+# A phrase shorter than what is searched for quotations (`api/wire.py`) may be a word of the request all the same.
+_QUOTABLE = 16
 
 # Somebody on the way stopped waiting; the answer may have been made, and paid for, all the same.
 _TIMED_OUT = frozenset({408, 504, 524})
@@ -96,12 +119,19 @@ def says_credits(message: str) -> bool:
     return not _says(message, _RATE_PHRASES) and _says(message, _CREDIT_PHRASES)
 
 
+def says_missing(message: str) -> bool:
+    """Whether a sentence, such as a failed batch's, says that the model cannot be called."""
+    return _says(message, _LINE_MODEL_PHRASES) or _says_model(message)
+
+
 def _fault_of_words(seen: Refusal) -> Fault:
     """The table for refusals without a status; the first line that fits wins."""
     said = {seen.code, seen.kind}
     if says_credits(seen.message) or (said & _CREDIT_TYPES and not _says(seen.message, _RATE_PHRASES)):
         return Fault.CREDITS
-    if said & _LINE_MODEL_CODES or _says(seen.message, _LINE_MODEL_PHRASES):
+    if said & _LINE_KEY_CODES:
+        return Fault.KEY
+    if said & _LINE_MODEL_CODES or says_missing(seen.message):
         return Fault.MODEL_MISSING
     if said & _LENGTH_CODES or _says(seen.message, _LENGTH_PHRASES):
         return Fault.TOO_LONG
@@ -109,7 +139,7 @@ def _fault_of_words(seen: Refusal) -> Fault:
         return Fault.OVERLOADED
     if said & _THROTTLE_CODES or _says(seen.message, _THROTTLE_PHRASES):
         return Fault.THROTTLED
-    return Fault.SERVER
+    return Fault.BAD_REQUEST if (seen.code or seen.kind) in _LINE_BAD_CODES else Fault.SERVER
 
 
 def _fault(seen: Refusal) -> Fault:
@@ -119,9 +149,9 @@ def _fault(seen: Refusal) -> Fault:
         return Fault.CREDITS
     if status == UNAUTHORIZED:
         return Fault.KEY
-    if status in _MODEL_STATUSES and (seen.code in _MODEL_CODES or _says(seen.message, _MODEL_PHRASES)):
+    if status in _MODEL_STATUSES and (seen.code in _MODEL_CODES or _says_model(seen.message)):
         return Fault.MODEL_MISSING
-    if status in _LENGTH_STATUSES and (seen.code in _LENGTH_CODES or _says(seen.message, _LENGTH_PHRASES)):
+    if status in _LENGTH_STATUSES and ({seen.code, seen.kind} & _LENGTH_CODES or _says(seen.message, _LENGTH_PHRASES)):
         return Fault.TOO_LONG
     if status == TOO_MANY_REQUESTS:
         return Fault.THROTTLED
@@ -142,11 +172,18 @@ def _says_credits(seen: Refusal) -> bool:
     return seen.kind in types
 
 
+def _says_model(message: str) -> bool:
+    return _says(message, _MODEL_PHRASES) or _MODEL_SENTENCE.search(message.lower()) is not None
+
+
 def _says(message: str, phrases: tuple[str, ...]) -> bool:
     sentence = message.lower()
     return any(_whole(phrase).search(sentence) for phrase in phrases)
 
 
 def _whole(phrase: str) -> re.Pattern[str]:
-    """The phrase between word boundaries; `re` keeps the compiled pattern."""
-    return re.compile(rf"(?<!\w){re.escape(phrase)}(?!\w)")
+    """The phrase between word boundaries, a short one not in quotation marks; `re` keeps the compiled pattern."""
+    words = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+    if len(phrase) >= _QUOTABLE:
+        return re.compile(words)
+    return re.compile(rf"""(?!(?<=['"`\u2018\u201c]){re.escape(phrase)}['"`\u2019\u201d]){words}""")

@@ -84,6 +84,7 @@ class RemoteBatch(msgspec.Struct, frozen=True):
         left: lines without an outcome.
         creates: how often a create went out.
         jobs: the provider's jobs on its file, as they were first seen.
+        stands_for: the model that its rows ask for, None when it is the one it is sent to.
     """
 
     id: int
@@ -102,6 +103,12 @@ class RemoteBatch(msgspec.Struct, frozen=True):
     creates: int
     excuse: Excuse | None
     jobs: tuple[KnownJob, ...]
+    stands_for: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """The model that its rows ask for."""
+        return self.stands_for or self.model
 
     @property
     def begun(self) -> float:

@@ -127,7 +127,7 @@ class Plan(msgspec.Struct, frozen=True):
     Attributes:
         models: each model that has rows, with the choice made for it.
         total: rows of the job.
-        answered: rows that hold an answer already.
+        answered: rows that hold an answer already; `again` of them are asked for a better one.
         rejected: rows that were rejected and stay so.
         notes: sentences about the whole job.
     """
@@ -137,6 +137,7 @@ class Plan(msgspec.Struct, frozen=True):
     answered: int
     rejected: int = 0
     notes: tuple[str, ...] = ()
+    again: int = 0
 
     @property
     def left(self) -> int:
@@ -352,6 +353,26 @@ def _asides(here: Situation, lane: Lane, *, late: bool) -> list[str]:
         in_time = f"not all rows are sure to be done by the deadline in {about(here.seconds_left)}: {late_ones}"
         said.append(in_time if here.seconds_left > 0 else _PASSED)
     return said
+
+
+def hint(plan: Plan, throttled: int, seconds: float) -> str:
+    """What to say of batches after live calls were throttled: "" unless they would have been cheaper or faster.
+
+    Args:
+        plan: what was done.
+        throttled: calls refused with 429.
+        seconds: what it took.
+    """
+    ways = [(part.choice.live, part.choice.batch) for part in plan.models if part.choice.lane is Lane.LIVE]
+    ways = [(live, batch) for live, batch in ways if batch.possible]
+    saved = sum(live.cost.likely - batch.cost.likely for live, batch in ways if live.cost and batch.cost)
+    if not throttled or not ways:
+        return ""
+    if saved >= _CENT:
+        return f"Throttled {throttled:,} times: --route batch would have cost about {_dollars(saved)} less."
+    if all(batch.seconds is not None and seconds > batch.seconds.high for _, batch in ways):
+        return f"Throttled {throttled:,} times: --route batch would likely have been done sooner."
+    return ""
 
 
 # Words.

@@ -63,7 +63,7 @@ class Situation(msgspec.Struct, frozen=True):
 
 def verdict(trouble: Trouble, here: Situation) -> Verdict:
     """The right-hand column of the error guide."""
-    if trouble.fault in _MAY_PASS and (trouble.wait or 0.0) > here.patience:
+    if is_too_long_a_wait(trouble, here.patience):
         return Park(ParkReason.OVERLOAD)
     match trouble.fault:
         case Fault.CREDITS:
@@ -85,6 +85,11 @@ def verdict(trouble: Trouble, here: Situation) -> Verdict:
             raise ValueError(f"{trouble.fault} marks an answer, it is no trouble")
         case _:
             assert_never(trouble.fault)
+
+
+def is_too_long_a_wait(trouble: Trouble, patience: float) -> bool:
+    """Whether the server asks us to stay away for longer than the user's patience (seconds)."""
+    return trouble.fault in _MAY_PASS and (trouble.wait or 0.0) > patience
 
 
 def _maybe_its_own(trouble: Trouble, here: Situation) -> Verdict:

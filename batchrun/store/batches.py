@@ -12,6 +12,7 @@ import msgspec
 
 from batchrun.records import Doubt, RemoteJob, State
 from batchrun.rules.remote import BatchState, Excuse, KnownJob, RemoteBatch
+from batchrun.rules.repair import Repair
 from batchrun.store.store import Statements, Store
 
 
@@ -33,11 +34,13 @@ class Draft(msgspec.Struct, frozen=True):
     sha256: bytes
     reserved_nano: int
     lines: Sequence[Line]
+    stands_for: str | None = None
 
 
 async def plan(store: Store, draft: Draft) -> RemoteBatch:
     """Write a batch down: from now on its rows wait for it."""
-    fields = {name: getattr(draft, name) for name in ("model", "file_name", "nonce", "size", "sha256", "reserved_nano")}
+    names = ("model", "file_name", "nonce", "size", "sha256", "reserved_nano", "stands_for")
+    fields = {name: getattr(draft, name) for name in names}
     async with store.transaction() as sql:
         row = await sql.one("add_batch", lines=len(draft.lines), planned_ms=store.now_ms(), **fields)
         number = row[0] if row else 0
@@ -66,11 +69,11 @@ async def read(store: Store, number: int) -> RemoteBatch:
 
 async def _with_jobs(store: Store, row: tuple[Any, ...]) -> RemoteBatch:
     number, state, model, file_name, nonce, lines, left, size, sha256, reserved, planned, *rest = row
-    file_id, creating, creates, excuse = rest
+    file_id, creating, creates, excuse, stands_for = rest
     jobs = tuple(_job(job) for job in await store.sql.all("read_jobs", batch=number))
     return RemoteBatch(
         number, BatchState(state), model, file_name, nonce, lines, left, size, sha256, reserved, planned / 1000,
-        file_id, _seconds(creating), creates, None if excuse is None else Excuse(excuse), jobs,
+        file_id, _seconds(creating), creates, None if excuse is None else Excuse(excuse), jobs, stands_for,
     )  # fmt: skip
 
 
@@ -219,6 +222,20 @@ async def left_remote(store: Store) -> list[tuple[int, list[str]]]:
         files = [file_id, *(f for job in jobs for f in (job.output_file_id, job.error_file_id))]
         found.append((number, [name for name in files if name]))
     return found
+
+
+async def repairs(store: Store, batch: RemoteBatch) -> dict[int, Repair]:
+    """How lines of the batch differ from what their rows asked, by the number of the line."""
+    if not await store.sql.all("any_repair"):
+        return {}
+    lines = await store.sql.all("repairs_of", batch=batch.id)
+    return {line: msgspec.json.decode(plan, type=Repair) for line, plan in lines}
+
+
+async def last_words(store: Store, digest: bytes) -> str:
+    """What the provider last said of a line that asked this and failed; "" when nothing."""
+    row = await store.sql.one("last_words", digest=digest)
+    return str(row[0]) if row else ""
 
 
 async def doubted(store: Store, batch: RemoteBatch, doubt: Doubt, told: str) -> None:

@@ -2,8 +2,8 @@
 
 -- name: add_batch
 -- A batch as planned.
-insert into batch(model, file_name, nonce, lines, size, sha256, reserved_nano, planned_ms)
-values (:model, :file_name, :nonce, :lines, :size, :sha256, :reserved_nano, :planned_ms) returning id;
+insert into batch(model, file_name, nonce, lines, size, sha256, reserved_nano, planned_ms, stands_for)
+values (:model, :file_name, :nonce, :lines, :size, :sha256, :reserved_nano, :planned_ms, :stands_for) returning id;
 
 -- name: add_line
 -- One of its lines.
@@ -17,7 +17,7 @@ update request set state = 1 where row = :row and digest = :digest and state = 0
 -- Batches as written down, or one of them, with the lines that have no outcome yet.
 select id, state, model, file_name, nonce, lines,
        (select count(*) from batch_line where batch_line.batch = batch.id and outcome = 0),
-       size, sha256, reserved_nano, planned_ms, file_id, creating_ms, creates, excuse
+       size, sha256, reserved_nano, planned_ms, file_id, creating_ms, creates, excuse, stands_for
 from batch
 where id = :batch or (:batch is null and state <> 'collected'
                       and exists (select 1 from batch_line where batch_line.batch = batch.id))
@@ -79,8 +79,9 @@ update batch_job set collected_ms = :now_ms where id = :id;
 
 -- name: lines_of
 -- Some lines of a batch, by number, with what they have been through.
-select line, batch_line.digest, size, outcome, coalesce(missed.times, 0)
+select line, batch_line.digest, size, outcome, coalesce(missed.times, 0), repair.plan
 from batch_line left join missed on missed.digest = batch_line.digest
+left join repair on repair.digest = batch_line.digest
 where batch = :batch and line in (select value from json_each(:lines));
 
 -- name: set_outcome
@@ -116,19 +117,27 @@ select line, digest, 0, null from (
 where line is not null and nth <= rows;
 
 -- name: settle_arrived
--- The k rows that wait for a digest take what k lines brought, answers first.
+-- The k rows that wait for a digest take what k lines brought, answers first, and good ones before those to be bettered.
 update request set state = matched.state, answer = matched.answer
 from (select wanted.row, arrived.state, arrived.answer from
         (select row, digest, row_number() over (partition by digest order by row) as nth
          from request where state = 1 and digest in (select digest from temp.arrived)) as wanted
       join (select digest, state, answer,
-                   row_number() over (partition by digest order by state = 2 desc, state desc, line) as nth
+                   row_number() over (partition by digest order by answer is null, state = 4, state desc, line) as nth
             from temp.arrived) as arrived on arrived.digest = wanted.digest and arrived.nth = wanted.nth) as matched
 where request.row = matched.row;
 
 -- name: drop_arrived
 -- What is in the table goes; the table stays, for dropping it would have to wait for whoever reads anything just then.
 delete from temp.arrived;
+
+-- name: any_repair
+-- Whether anything is sent in place of what was asked.
+select 1 from repair limit 1;
+
+-- name: repairs_of
+-- Lines of a batch that differ from what their rows asked.
+select line, plan from batch_line join repair using (digest) where batch = :batch;
 
 -- name: mark_surplus
 -- A reply whose line had its answer already was paid twice.
@@ -138,6 +147,15 @@ update paid set surplus = 'twice' where id = :id;
 -- Lines that came back without an answer, to be counted against what they ask.
 insert into missed(digest, times) select distinct digest, :times from batch_line where batch = :batch and outcome = 0
 on conflict (digest) do update set times = times + excluded.times;
+
+-- name: keep_words
+-- What the provider said of a line that it brought no answer for.
+insert into last_words(digest, message) values (:digest, :message)
+on conflict (digest) do update set message = excluded.message;
+
+-- name: last_words
+-- What it said last.
+select message from last_words where digest = :digest;
 
 -- name: has_missed
 -- Whether any of them came back so often.

@@ -107,8 +107,9 @@ async def share_with_twins(store: Store) -> None:
 
 async def find_twins(store: Store) -> None:
     """Find the rows that will share an answer, for this run."""
-    for name in ("drop_twins", "twin_table", "find_twins"):
+    for name in ("drop_twins", "twin_table", "find_twins", "twin_index"):
         await store.sql.execute(name)
+    store.shares = True
 
 
 def _described(row: BadRow) -> Params:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from batchrun.errors import StorageError
-from batchrun.records import Answer, Doubt, Event, Rejection, State
+from batchrun.records import Answer, Before, Content, Doubt, Event, Fault, Rejection, State
+from batchrun.rules import repair
+from batchrun.rules.probing import PROBE_ROW
 from batchrun.store.store import Statements, Store
 from batchrun.store.till import Till
 
@@ -24,7 +26,10 @@ LONGEST_GAP = 0.025
 _LATENCIES = 101
 
 
-Item = Answer | Rejection | Doubt | Event
+Item = Answer | Rejection | Content | Doubt | Event
+
+# Why a reply with this mark is no row's answer.
+_SURPLUS = {Fault.CUT_SHORT: "cut", Fault.INVALID_OUTPUT: "invalid"}
 
 
 def gap(latencies: Sequence[float]) -> float:
@@ -40,29 +45,31 @@ class Keeper:
     def __init__(self, store: Store, till: Till) -> None:
         self._store = store
         self._till = till
-        self._newest = 0
-        self._waiting: list[tuple[Item, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Item, asyncio.Future[int | None]]] = []
         self._arrived = asyncio.Event()
         self._closing = False
         self._ended = False
         self._latencies: deque[float] = deque(maxlen=_LATENCIES)
 
-    async def keep(self, item: Item) -> None:
+    async def keep(self, item: Item) -> int | None:
         """Keep it: returns after COMMIT, or raises. Cancelling the wait does not take the item back.
+
+        Returns:
+            The number of a paid reply, in order of payment.
 
         Raises:
             StorageError: the commit failed; nothing of the group is kept.
         """
-        await self._put(item)
+        return await self._put(item)
 
     def note(self, kind: str, detail: str) -> None:
         """A line in the diary, with the next group; nobody waits for it."""
         self._put(Event(self._store.clock.now(), kind, detail))
 
-    def _put(self, item: Item) -> asyncio.Future[None]:
+    def _put(self, item: Item) -> asyncio.Future[int | None]:
         if self._ended:
             raise StorageError("Nothing more can be kept in this checkpoint.")
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        kept: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, kept))
         self._arrived.set()
         return kept
@@ -95,48 +102,98 @@ class Keeper:
     async def _commit_waiting(self) -> None:
         group, self._waiting = self._waiting, []
         try:
-            await self._commit([item for item, _ in group])
+            numbers = iter(await self._commit([item for item, _ in group]))
         except BaseException as error:
             for _, kept in group:
                 if not kept.done():
                     kept.set_exception(error)
                     kept.exception()  # whoever waited may be gone; the error is raised here all the same
             raise
-        for _, kept in group:
+        for item, kept in group:
+            number = next(numbers) if isinstance(item, Answer) else None
             if not kept.done():
-                kept.set_result(None)
+                kept.set_result(number)
 
-    async def _commit(self, items: Sequence[Item]) -> None:
+    async def _commit(self, items: Sequence[Item]) -> range:
+        """Commit them all; returns the numbers of the answers, in their order."""
         answers = [item for item in items if isinstance(item, Answer)]
         rejections = [item for item in items if isinstance(item, Rejection)]
         doubts = [item for item in items if isinstance(item, Doubt)]
+        numbers = range(0)
         now_ms = self._store.now_ms()
         async with self._store.transaction(
             kept=len(answers) + len(rejections),
             doubt_calls=sum(doubt.calls for doubt in doubts),
             doubt_nano=sum(doubt.nano for doubt in doubts),
         ) as sql:
-            linked = await self._add_answers(sql, answers, now_ms) if answers else 0
-            rejected = await _add_rejections(sql, rejections, now_ms) if rejections else 0
-            if linked or rejected:
-                moved = {State.PENDING: -linked - rejected, State.ANSWERED: linked, State.REJECTED: rejected}
-                await sql.many("count_state", [{"state": state, "by": by} for state, by in moved.items() if by])
+            moved: Counter[State] = Counter()
+            if answers:
+                numbers = await self._add_answers(sql, answers, now_ms, moved)
+            if rejections:
+                rejected = await _add_rejections(sql, rejections, now_ms)
+                moved.update({State.PENDING: -rejected, State.REJECTED: rejected})
             for item in items:
                 if isinstance(item, Event):
                     await sql.note(now_ms, item.kind, item.detail)
+                elif isinstance(item, Content):
+                    await _content(sql, item, moved)
+            await sql.many("count_state", [{"state": state, "by": by} for state, by in moved.items() if by])
         if answers:
-            self._store.tell(self._newest)
+            self._store.tell(numbers[-1])
+        return numbers
 
-    async def _add_answers(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> int:
-        """The paid replies, each linked to the row that asked; returns how many rows took theirs."""
+    async def _add_answers(
+        self, sql: Statements, answers: Sequence[Answer], now_ms: int, moved: Counter[State]
+    ) -> range:
+        """The paid replies, each given to the row that asked; returns their numbers."""
         self._latencies.extend(answer.latency_ms / 1000 for answer in answers)
         numbers = await self._till.book(sql, answers, now_ms)
-        links = [{"id": n, "row": a.row, "digest": a.digest} for n, a in zip(numbers, answers, strict=True)]
-        linked = await sql.many("link", links)
-        if linked < len(answers):
-            await sql.many("mark_twice", [{"id": link["id"], "row": link["row"]} for link in links])
-        self._newest = numbers[-1]
-        return linked
+        for state in (State.ANSWERED, State.AGAIN):
+            links = [
+                {"id": number, "row": answer.row, "digest": answer.digest, "state": state}
+                for number, answer in zip(numbers, answers, strict=True)
+                if answer.before is None and answer.row != PROBE_ROW and _state(answer) is state
+            ]
+            linked = await sql.many("link", links) if links else 0
+            moved.update({State.PENDING: -linked, state: linked})
+            if linked < len(links):
+                await sql.many("mark_twice", [{"id": link["id"], "row": link["row"]} for link in links])
+        for number, answer in zip(numbers, answers, strict=True):
+            if answer.before is not None:
+                await self._replace(sql, number, answer, answer.before, moved)
+            elif answer.row == PROBE_ROW:
+                await sql.execute("mark_surplus_as", id=number, surplus="cut")
+        return numbers
+
+    async def _replace(
+        self, sql: Statements, number: int, answer: Answer, before: Before, moved: Counter[State]
+    ) -> None:
+        """Of two replies to a row the better one is its answer, and the other surplus."""
+        state, fault = _state(answer), answer.completion.fault
+        row = {"row": answer.row, "digest": answer.digest, "before": before.number, "state": state}
+        if repair.is_better(answer.completion, before.fault):
+            changed = await sql.execute("swap", id=number, **row)
+            if changed and self._store.shares:
+                changed += await sql.execute("swap_twins", id=number, **row)
+            loser, why = (before.number, _SURPLUS.get(before.fault)) if changed else (number, None)
+        else:
+            changed = await sql.execute("stay", **row)
+            if changed:
+                await sql.execute("count_retry", id=before.number, retries=answer.retries)
+            loser, why = number, _SURPLUS.get(fault or before.fault, _SURPLUS.get(before.fault))
+        moved[State.AGAIN] -= changed  # one after the other: they may be the same state
+        moved[state] += changed
+        await sql.execute("mark_surplus_as", id=loser, surplus=why or "twice")
+
+
+def _state(answer: Answer) -> State:
+    return State.AGAIN if answer.wants_better else State.ANSWERED
+
+
+async def _content(sql: Statements, item: Content, moved: Counter[State]) -> None:
+    await sql.execute("content", row=item.row, digest=item.digest)
+    settled = await sql.execute("settle_content", row=item.row, digest=item.digest)
+    moved.update({State.AGAIN: -settled, State.ANSWERED: settled})
 
 
 async def _add_rejections(sql: Statements, rejections: Sequence[Rejection], now_ms: int) -> int:

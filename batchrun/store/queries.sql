@@ -70,21 +70,40 @@ insert into source(path, size, mtime_ns, rows) values (:path, :size, :mtime_ns, 
 select digest from request where row >= :first and row < :first + :count order by row;
 
 -- name: pending
--- The next rows without an answer, with how many batches brought them none.
-select row, request.digest, coalesce(missed.times, 0) from request left join missed on missed.digest = request.digest
-where state = 0 and row > :after order by row limit :count;
+-- The next rows that want an answer, or a better one: how many batches brought them none, what is to be sent in place of
+-- what was asked, and the answer they hold.
+select row, request.digest, coalesce(missed.times, 0), repair.plan,
+       paid.id, paid.fault, paid.retries, paid.prompt_tokens, paid.completion_tokens
+from request left join missed on missed.digest = request.digest left join repair on repair.digest = request.digest
+left join paid on paid.id = request.answer
+where state in (0, 4) and row > :after order by row limit :count;
 
 -- name: pending_leaders
 -- The same when identical rows share one answer: only the first of them is sent.
-select row, request.digest, coalesce(missed.times, 0) from request left join missed on missed.digest = request.digest
-where state = 0 and row > :after and row not in (select row from temp.twin) order by row limit :count;
+select row, request.digest, coalesce(missed.times, 0), repair.plan,
+       paid.id, paid.fault, paid.retries, paid.prompt_tokens, paid.completion_tokens
+from request left join missed on missed.digest = request.digest left join repair on repair.digest = request.digest
+left join paid on paid.id = request.answer
+where state in (0, 4) and row > :after and row not in (select row from temp.twin) order by row limit :count;
+
+-- name: want_better
+-- Answered rows whose answer carries a mark that the user wants mended, and was not asked for again too often.
+update request set state = 4 where state = 2 and answer in (
+  select id from paid where (fault = 'cut_short' and retries < :length_retries)
+                         or (fault = 'invalid_output' and retries < :invalid_retries));
+
+-- name: want_no_better
+-- The others keep what they have.
+update request set state = 2 where state = 4 and answer not in (
+  select id from paid where (fault = 'cut_short' and retries < :length_retries)
+                         or (fault = 'invalid_output' and retries < :invalid_retries));
 
 -- name: add_paid
 -- A paid reply.
 insert into paid(id, digest, lane, model, finish, prompt_tokens, completion_tokens, cached_tokens, cost_nano,
-                 latency_ms, attempts, kept_ms, fault, checksum)
+                 latency_ms, attempts, kept_ms, fault, checksum, repair, retries)
 values (:id, :digest, :lane, :model, :finish, :prompt_tokens, :completion_tokens, :cached_tokens, :cost_nano,
-        :latency_ms, :attempts, :kept_ms, :fault, :checksum);
+        :latency_ms, :attempts, :kept_ms, :fault, :checksum, :repair, :retries);
 
 -- name: add_body
 -- Its body.
@@ -92,7 +111,39 @@ insert into body(id, dictionary, reply) values (:id, :dictionary, :reply);
 
 -- name: link
 -- The row takes its answer, unless it holds one already.
-update request set state = 2, answer = :id where row = :row and digest = :digest and answer is null and state = 0;
+update request set state = :state, answer = :id
+where row = :row and digest = :digest and answer is null and state = 0;
+
+-- name: swap
+-- A better reply takes the place of the answer that was seen.
+update request set state = :state, answer = :id
+where row = :row and digest = :digest and state = 4 and answer = :before;
+
+-- name: swap_twins
+-- So do the rows that share that answer, or they would go on showing a reply that is surplus.
+update request set state = :state, answer = :id
+where row in (select row from temp.twin where leader = :row) and digest = :digest and state = 4 and answer = :before;
+
+-- name: stay
+-- The row keeps the answer that was seen.
+update request set state = :state where row = :row and digest = :digest and state = 4 and answer = :before;
+
+-- name: count_retry
+-- An answer that stays has had one more reply beside it, or the next start would ask for that one anew.
+update paid set retries = max(retries, :retries) where id = :id;
+
+-- name: content
+-- The row keeps its answer: a better one cannot be had, and is not looked for again.
+update paid set retries = 1000
+where id = (select answer from request where row = :row and digest = :digest and state = 4);
+
+-- name: settle_content
+-- It wants nothing any more.
+update request set state = 2 where row = :row and digest = :digest and state = 4;
+
+-- name: mark_surplus_as
+-- A reply that is no row's answer, and why.
+update paid set surplus = :surplus where id = :id and surplus is null;
 
 -- name: mark_twice
 -- A paid reply whose row took another one is surplus, and may serve an equal row later.
@@ -165,6 +216,19 @@ delete from missed where digest in (
 -- And their reasons are forgotten.
 delete from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms;
 
+-- name: forget_repairs
+-- And what was to be sent in their place.
+delete from repair where digest in (
+  select digest from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms);
+
+-- name: forget_all_repairs
+-- The user's word on repairs is another now: every row is judged anew, but for what is with the provider already.
+delete from repair where digest not in (select digest from batch_line where outcome = 0);
+
+-- name: plan_repair
+-- What is to be sent next for a digest.
+insert into repair(digest, plan) values (:digest, :plan) on conflict (digest) do update set plan = excluded.plan;
+
 -- name: has_bad_rows
 -- Whether the input has lines that are no requests.
 select exists (select 1 from request join rejection using (digest) where state = 3 and fault = 'bad_row');
@@ -226,9 +290,9 @@ delete from request where row >= :total;
 insert or replace into request(row, digest, state, answer) select row, digest, state, null from temp.incoming order by row;
 
 -- name: free_table
--- Paid replies that are no row's answer, numbered among their equals in order of payment.
+-- Paid replies that are no row's answer, numbered among their equals in order of payment, those with a mark last.
 create temp table free as
-select digest, id, row_number() over (partition by digest order by id) as nth from paid
+select digest, id, row_number() over (partition by digest order by fault is not null, id) as nth from paid
 where (surplus is null or surplus = 'twice')
   and id not in (select answer from request where answer is not null)
   and digest in (select digest from request where state in (0, 3));
@@ -286,19 +350,23 @@ drop table if exists temp.twin;
 -- Rows that take another's outcome, to be looked up by row.
 create temp table twin(row integer primary key, leader integer not null);
 
+-- name: twin_index
+-- So that a leader finds them.
+create index temp.twin_by_leader on twin(leader);
+
 -- name: find_twins
--- Rows that ask for the same as an earlier one, or as one that is answered.
+-- Rows that ask for the same as an earlier one, or as one that is answered, best with nothing left to wish for.
 insert into temp.twin(row, leader)
 select row, leader from (
-  select row, state, first_value(row) over (partition by digest order by state in (2, 4) desc, row) as leader
+  select row, state, first_value(row) over (partition by digest order by state = 2 desc, state = 4 desc, row) as leader
   from request)
-where row <> leader and state = 0;
+where row <> leader and state in (0, 4);
 
 -- name: share
 -- Every twin takes what its leader has.
 update request set state = leader.state, answer = leader.answer
 from temp.twin join request as leader on leader.row = twin.leader
-where request.row = twin.row and request.state = 0 and leader.state in (2, 3);
+where request.row = twin.row and request.state in (0, 4) and leader.state in (2, 3);
 
 -- name: tally
 -- Rows by state.
@@ -312,6 +380,10 @@ select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(promp
 -- name: paid_twice
 -- Replies that came to rows, or lines, that had their answer already.
 select count(*), coalesce(sum(cost_nano), 0) from paid where surplus = 'twice';
+
+-- name: replaced
+-- Replies that were cut off or did not fit and gave way to another one.
+select count(*), coalesce(sum(cost_nano), 0) from paid where fault is not null and surplus in ('cut', 'invalid');
 
 -- name: unpriced
 -- Tokens that were paid for at a price nobody knew then.
@@ -340,12 +412,18 @@ select rejection.fault, count(*) from request join rejection using (digest) wher
 select row, rejection.fault, status, message, attempts
 from request join rejection using (digest) where state = 3 order by row;
 
+-- name: marked_answers
+-- How many rows have an answer with a mark, by mark, and how often at most one of them was asked for again; null when
+-- each keeps what it has for good. The cross join keeps SQLite from looking rows up by their answers.
+select paid.fault, count(*), max(case when paid.retries < 1000 then paid.retries end) from request cross join paid on paid.id = request.answer
+where request.answer is not null and paid.fault is not null group by 1 order by 2 desc, 1;
+
 -- name: outcomes
 -- How every row ended, in input order, with the whole reply.
 select request.row, request.digest, request.state, request.answer, body.dictionary, body.reply,
        model.text, finish.text, paid.prompt_tokens, paid.completion_tokens, paid.cached_tokens, paid.cost_nano,
        lane.text, paid.latency_ms, paid.attempts, paid.checksum, paid.fault,
-       rejection.fault, rejection.message, rejection.attempts
+       rejection.fault, rejection.message, rejection.attempts, paid.repair
 from request
 left join paid on paid.id = request.answer
 left join body on body.id = request.answer

@@ -6,12 +6,14 @@ job, was paid again and is kept as surplus. Which rows take what came is decided
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import msgspec
 
 from batchrun.records import Answer, Completion, Fault, Lane, State, Usage
 from batchrun.rules.remote import Excuse, RemoteBatch
+from batchrun.rules.repair import AS_ASKED, Repair, told
 from batchrun.store import batches
 from batchrun.store.store import Statements, Store
 from batchrun.store.till import Till
@@ -27,22 +29,36 @@ class Refused(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
+class Passing(msgspec.Struct, frozen=True, gc=False):
+    """A line that failed for a reason that may pass, and the provider's words."""
+
+    message: str
+
+
 class Result(msgspec.Struct, frozen=True, gc=False):
-    """What a job's files say of a line."""
+    """What a job's files say of a line: an answer, a refusal that stays, how to send it again, or nothing final."""
 
     line: int
-    said: Completion | Refused
+    said: Completion | Refused | Repair | Passing
+    wants_better: bool = False
 
 
 class Collected(msgspec.Struct):
-    """What a job brought: counts, and nano-dollars; `doubt_nano` is what replies of unknown cost may have cost."""
+    """What a job brought: counts, and nano-dollars.
+
+    `repaired` lines are sent again otherwise, `again` answers are to be asked for once more; `doubt_nano` is what
+    replies of unknown cost may have cost; `models` counts the answers by the model that made them.
+    """
 
     answered: int = 0
     rejected: int = 0
+    repaired: int = 0
+    again: int = 0
     tokens: int = 0
     cost_nano: int = 0
     unpriced: int = 0
     doubt_nano: int = 0
+    models: Counter[str] = msgspec.field(default_factory=Counter)
 
 
 Cost = Callable[[Usage | None], int | None]
@@ -79,55 +95,78 @@ class Results:
             self._store.tell(self._newest)
         return await batches.read(self._store, self._batch.id)
 
-    def _fresh(self, chunk: Sequence[Result]) -> dict[int, Completion | Refused]:
+    def _fresh(self, chunk: Sequence[Result]) -> dict[int, Result]:
         """The lines that come for the first time; numbers that are none of ours are left out."""
-        fresh: dict[int, Completion | Refused] = {}
+        fresh: dict[int, Result] = {}
         for result in chunk:
             if 0 <= result.line < len(self._seen) and not self._seen[result.line]:
                 self._seen[result.line] = 1
-                fresh[result.line] = result.said
+                fresh[result.line] = result
         return fresh
 
-    async def _chunk(self, sql: Statements, fresh: dict[int, Completion | Refused]) -> None:
+    async def _chunk(self, sql: Statements, fresh: dict[int, Result]) -> None:
         numbers = msgspec.json.encode(list(fresh)).decode()
         lines = await sql.all("lines_of", batch=self._batch.id, lines=numbers)
-        answers, answered, rejections = [], [], []
-        for line, digest, size, outcome, misses in lines:
-            said = fresh[line]
+        answers, answered, rejections, repairs, words = [], [], [], [], []
+        for line, digest, size, outcome, misses, plan in lines:
+            said = fresh[line].said
+            mended = AS_ASKED if plan is None else msgspec.json.decode(plan, type=Repair)
             if isinstance(said, Completion):
-                answers.append(self._answer(digest, size, said, misses + 1))
+                answers.append(self._answer(digest, size, fresh[line], said, misses + mended.refusals + 1, mended))
                 answered.append((line, digest, outcome))
-            elif outcome == 0:
-                rejections.append((line, digest, said, misses + 1))
+            elif outcome == 0 and isinstance(said, Repair):
+                repairs.append((line, digest, said))
+            elif outcome == 0 and isinstance(said, Passing):
+                words.append({"digest": digest, "message": said.message})
+            elif outcome == 0 and isinstance(said, Refused):
+                rejections.append((line, digest, said, misses + mended.refusals + 1))
         if answers:
             await self._book(sql, answers, answered)
         if rejections:
             await self._reject(sql, rejections)
+        if repairs:
+            await self._repair(sql, repairs)
+        if words:
+            await sql.many("keep_words", words)
 
-    def _answer(self, digest: bytes, size: int, completion: Completion, attempts: int) -> Answer:
+    def _answer(
+        self, digest: bytes, size: int, result: Result, completion: Completion, attempts: int, mended: Repair
+    ) -> Answer:
         waited = max(0.0, self._store.clock.now() - self._batch.begun)
         usage = completion.usage
         cost = self._cost(usage)
         self.collected.cost_nano += cost or 0
         self.collected.unpriced += cost is None
         self.collected.tokens += usage.prompt_tokens + usage.completion_tokens if usage else 0
+        self.collected.models[completion.model] += 1
         return Answer(
-            None, digest, self._batch.model, size, completion, Lane.BATCH, cost, round(waited * 1000), attempts
-        )
+            None, digest, self._batch.model, size, completion, Lane.BATCH, cost, round(waited * 1000), attempts,
+            told(self._batch.asked, self._batch.model, mended), wants_better=result.wants_better,
+        )  # fmt: skip
 
     async def _book(self, sql: Statements, answers: Sequence[Answer], lines: Sequence[tuple[int, bytes, int]]) -> None:
         numbers = await self._till.book(sql, answers, self._store.now_ms())
         self._newest = numbers[-1]
         booked = list(zip(numbers, lines, strict=True))
+        better = {number for number, answer in zip(numbers, answers, strict=True) if answer.wants_better}
         first = [(number, line, digest) for number, (line, digest, outcome) in booked if outcome != _ANSWERED]
         again = [number for number, (_, _, outcome) in booked if outcome == _ANSWERED]
         await sql.many("mark_surplus", [{"id": number} for number in again])
         await sql.many("set_outcome", [self._outcome(line, _ANSWERED) for _, line, _ in first])
         await sql.many(
             "add_arrived",
-            [{"line": line, "digest": d, "state": State.ANSWERED, "answer": number} for number, line, d in first],
+            [
+                {
+                    "line": line,
+                    "digest": d,
+                    "state": State.AGAIN if number in better else State.ANSWERED,
+                    "answer": number,
+                }
+                for number, line, d in first
+            ],
         )
         self.collected.answered += len(first)
+        self.collected.again += len(better)
 
     async def _reject(self, sql: Statements, lines: Sequence[tuple[int, bytes, Refused, int]]) -> None:
         now_ms = self._store.now_ms()
@@ -148,15 +187,27 @@ class Results:
         )
         self.collected.rejected += len(lines)
 
+    async def _repair(self, sql: Statements, lines: Sequence[tuple[int, bytes, Repair]]) -> None:
+        """Refused as they were: their rows are pending, and it is written down what is sent next for them."""
+        plans = [{"digest": digest, "plan": msgspec.json.encode(plan).decode()} for _, digest, plan in lines]
+        await sql.many("plan_repair", plans)
+        await sql.many("set_outcome", [self._outcome(line, _REJECTED) for line, *_ in lines])
+        await sql.many(
+            "add_arrived",
+            [{"line": line, "digest": digest, "state": State.PENDING, "answer": None} for line, digest, _ in lines],
+        )
+        self.collected.repaired += len(lines)
+
     def _outcome(self, line: int, outcome: int) -> dict[str, int]:
         return {"batch": self._batch.id, "line": line, "outcome": outcome}
 
     async def _settle(self, sql: Statements) -> None:
         """Give what came to the rows that wait for it; what is left over, to any row that wants it."""
         brought = self.collected.answered + self.collected.rejected
-        if brought:
+        arrived = brought + self.collected.repaired
+        if arrived:
             settled = await sql.execute("settle_arrived")
-            if settled < brought:
+            if settled < arrived:
                 await serve_unused(sql)
             await sql.execute("drop_arrived")
             await sql.recount()

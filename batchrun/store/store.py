@@ -19,8 +19,10 @@ import msgspec
 from batchrun import door
 from batchrun.clock import Clock
 from batchrun.errors import StorageError, UsageError
-from batchrun.records import State
+from batchrun.job import Repairs
+from batchrun.records import Before, Fault, State, Usage
 from batchrun.rules.estimate import Gauge
+from batchrun.rules.repair import AS_ASKED, Repair
 from batchrun.store import opening
 from batchrun.store.lock import Lock
 from batchrun.store.sql import query
@@ -36,19 +38,42 @@ class Hidden(msgspec.Struct, frozen=True):
 
 
 class Pending(msgspec.Struct, frozen=True, gc=False):
-    """A row without an answer: its number, what it asks for, and how many batches brought it none."""
+    """A row that wants an answer, or a better one.
+
+    Attributes:
+        row: its number.
+        digest: what it asks for.
+        misses: how many batches brought it none.
+        repair: what is to be sent in place of what was asked.
+        before: the answer it holds, when it wants a better one.
+    """
 
     row: int
     digest: bytes
     misses: int
+    repair: Repair = AS_ASKED
+    before: Before | None = None
+
+
+def _pending(row: tuple[Any, ...]) -> Pending:
+    number, digest, misses, plan, answer, fault, retries, prompt, completion = row
+    repair = AS_ASKED if plan is None else msgspec.json.decode(plan, type=Repair)
+    if answer is None:
+        return Pending(number, digest, misses, repair)
+    usage = None if prompt is None else Usage(prompt, completion)
+    return Pending(number, digest, misses, repair, Before(answer, Fault(fault), retries, usage))
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """Rows by state, and what the checkpoint ever spent. `pending` counts all that is left, also what is in batches."""
+    """Rows by state, and what the checkpoint ever spent.
+
+    `pending` counts all that is left, also what is in batches; `again`, of the answered, those that want a better one.
+    """
 
     pending: int
     submitted: int
     answered: int
+    again: int
     rejected: int
     replies: int
     unpriced: int
@@ -60,8 +85,9 @@ class Kept(msgspec.Struct, frozen=True):
 def kept_of(rows: Mapping[int, int], spend: Sequence[int]) -> Kept:
     """Where a checkpoint stands, from its counters."""
     submitted = rows.get(State.SUBMITTED, 0)
-    answered = rows.get(State.ANSWERED, 0) + rows.get(State.AGAIN, 0)
-    return Kept(rows.get(State.PENDING, 0) + submitted, submitted, answered, rows.get(State.REJECTED, 0), *spend)
+    again = rows.get(State.AGAIN, 0)
+    answered = rows.get(State.ANSWERED, 0) + again
+    return Kept(rows.get(State.PENDING, 0) + submitted, submitted, answered, again, rows.get(State.REJECTED, 0), *spend)
 
 
 @contextlib.contextmanager
@@ -122,6 +148,7 @@ class Store:
         self._connection = connection
         self._lock = lock
         self.token = os.urandom(16)
+        self.shares = False  # whether identical rows share one answer, see `ingest.find_twins`
         self._one_at_a_time = asyncio.Lock()
 
     @classmethod
@@ -203,11 +230,11 @@ class Store:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     async def pending(self, page: int = 500, *, leaders: bool = False) -> AsyncIterator[list[Pending]]:
-        """Pages of rows without an answer, in order; with `leaders`, only one row of identical ones."""
+        """Pages of rows that want an answer or a better one, in order; with `leaders`, one row of identical ones."""
         name, after = "pending_leaders" if leaders else "pending", -1
         while rows := await self.sql.all(name, after=after, count=page):
             after = rows[-1][0]
-            yield [Pending(*row) for row in rows]
+            yield [_pending(row) for row in rows]
 
     async def hidden(self) -> Hidden:
         """What crashes and broken replies may have cost, over the life of the checkpoint."""
@@ -229,6 +256,10 @@ class Store:
         """Whether any row came back from so many batches without an answer."""
         row = await self.sql.one("has_missed", times=times)
         return bool(row and row[0])
+
+    async def any_repair(self) -> bool:
+        """Whether anything is to be sent in place of what was asked."""
+        return bool(await self.sql.all("any_repair"))
 
     async def gauges(self) -> dict[str, Gauge]:
         """Observed usage by the model that was asked for."""
@@ -287,10 +318,21 @@ class Store:
         async with self.transaction() as sql:
             rows = await sql.execute("retry_rows", **which)
             await sql.execute("forget_misses", **which)
+            await sql.execute("forget_repairs", **which)
             await sql.execute("retry_rejections", **which)
             if rows:
                 await sql.recount()
         return rows
+
+    async def want_better(self, said: Repairs) -> None:
+        """Let answered rows want a better answer, or want none any more, as the user says at this start."""
+        most = {"length_retries": said.length_retries, "invalid_retries": said.invalid_retries}
+        async with self.transaction() as sql:
+            moved = await sql.execute("want_no_better", **most)
+            if said.length_retries or said.invalid_retries:
+                moved += await sql.execute("want_better", **most)
+            if moved:
+                await sql.recount()
 
     def tell(self, kept: int) -> None:
         """After a commit: so many paid replies are in the checkpoint."""

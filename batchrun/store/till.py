@@ -69,6 +69,8 @@ class Till:
             "kept_ms": now_ms,
             "fault": completion.fault,
             "checksum": zlib.crc32(completion.body),
+            "repair": answer.repair,
+            "retries": answer.retries,
         }
 
     def _body(self, number: int, answer: Answer) -> Params:

@@ -35,6 +35,16 @@ class LastRun(msgspec.Struct, frozen=True):
     reason: str | None
 
 
+class Marked(msgspec.Struct, frozen=True):
+    """Answers with one mark: how many, and how often at most one of them was asked for again.
+
+    `asked` is None when none of them can be had better: what the context leaves is used up, or more was refused.
+    """
+
+    answers: int
+    asked: int | None
+
+
 class Rejected(msgspec.Struct, frozen=True):
     """A rejected row, with why."""
 
@@ -171,6 +181,10 @@ class View:
         """Rejected rows counted by fault, most first."""
         return {fault: count for fault, count in self._all("rejections_by_fault")}  # noqa: C416 - typed
 
+    def marked_answers(self) -> dict[str, Marked]:
+        """Rows whose answer carries a mark (cut short, filtered, no fit), counted by mark, most first."""
+        return {fault: Marked(*counts) for fault, *counts in self._all("marked_answers")}
+
     def rejected(self) -> Iterator[Rejected]:
         """Every rejected row, in input order."""
         for row in self._connection.execute(query("rejected_rows")):
@@ -212,12 +226,12 @@ def _taken(seen: bytearray, number: int) -> bool:
 
 def _outcome(row: tuple[Any, ...], unpacker: Unpacker) -> Outcome:
     number, digest, state, answer, dictionary, reply, model, finish, *rest = row
-    prompt, completion, cached, cost, lane, latency, attempts, checksum, mark, fault, message, tries = rest
+    prompt, completion, cached, cost, lane, latency, attempts, checksum, mark, fault, message, tries, repair = rest
     if answer is None:
         return Outcome(number, digest, State(state), attempts=tries, fault=fault, fault_message=message)
     return Outcome(
         number, digest, State.ANSWERED, _unpacked(unpacker, number, dictionary, reply, checksum), model, finish,
-        prompt, completion, cached, cost, lane, attempts, latency, mark,
+        prompt, completion, cached, cost, lane, attempts, latency, mark, repair=repair,
     )  # fmt: skip
 
 

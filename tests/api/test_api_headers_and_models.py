@@ -155,3 +155,29 @@ def test_a_price_is_known_or_unknown_and_never_zero_by_mistake(pricing: Any, exp
     item = msgspec.json.encode(FULL["id"]), msgspec.json.encode(pricing)
     listed = wire.models(b'[{"id":%b,"pricing":%b}]' % item)
     assert listed == [ModelInfo("moonshotai/Kimi-K2.6", "", None, expected)]
+
+
+@pytest.mark.parametrize(
+    ("pricing", "expected"),
+    [
+        (None, None),
+        ({}, None),
+        ({"hourly": 0}, None),
+        ({"hourly": -1}, None),
+        ({"hourly": True}, None),
+        ({"hourly": "2.4"}, None),
+        ({"hourly": 1e300}, None),
+        ({"hourly": 2}, 2.0),
+        ({"hourly": 2.4, "input": 0, "output": 0}, 2.4),
+        ({"hourly": 2.4, "input": 0.3, "output": 0.3}, 2.4),
+    ],
+)
+def test_an_hourly_price_is_a_price_or_unknown(pricing: Any, expected: float | None):
+    listed = wire.models(msgspec.json.encode([FULL | {"pricing": pricing}]))
+    assert listed is not None
+    assert listed[0].hourly == expected
+
+
+def test_a_model_sold_by_the_hour_alone_has_no_price_by_the_token():
+    listed = wire.models(msgspec.json.encode([FULL | {"pricing": {"hourly": 2.4, "input": 0, "output": 0}}]))
+    assert listed == [ModelInfo("moonshotai/Kimi-K2.6", "chat", 262_144, None, 2.4)]

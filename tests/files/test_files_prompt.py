@@ -264,6 +264,34 @@ def test_parameters_that_no_row_could_be_sent_with_stop_the_job():
             Prompter(Asking(model="m", params=params))
 
 
+SCHEMA = {"title": "A count", "type": "object", "properties": {"count": {"type": "integer"}, "none": {"type": "null"}}}
+WANTED = {"type": "json_schema", "json_schema": {"name": "A_count", "schema": SCHEMA}}
+
+
+def test_a_schema_is_asked_for_in_every_chat_body_and_changes_every_digest():
+    for cells in ({"prompt": "hi"}, {"messages": [USER]}, {"body": {"messages": [USER]}}):
+        assert body(cells, schema=SCHEMA, params={"top_p": 1})["response_format"] == WANTED
+        digests = {asked(cells, schema=schema).digest for schema in (None, {}, SCHEMA)}
+        assert len(digests) == 3
+    assert body({"id": 1}, schema=SCHEMA, template="{{ id }}")["response_format"] == WANTED
+    assert "response_format" not in body({"prompt": "hi"})
+
+
+def test_a_body_with_another_response_format_is_a_bad_row_and_with_the_same_a_good_one():
+    told = "has a `response_format` of its own, and --schema would put another in its place"
+    named = {"type": "json_schema", "json_schema": {"name": "mine", "schema": SCHEMA}}
+    for own in ({"type": "text"}, named, None, 3, {**WANTED, "strict": True}):
+        assert problem({"body": {"messages": [USER], "response_format": own}}, schema=SCHEMA) == told
+        assert body({"body": {"messages": [USER], "response_format": own}})["response_format"] == own
+    same = asked({"body": {"messages": [USER], "response_format": WANTED}}, schema=SCHEMA)
+    assert same.digest == asked({"body": {"messages": [USER]}}, schema=SCHEMA).digest
+
+
+def test_what_is_no_schema_stops_the_job():
+    with pytest.raises(UsageError, match="no valid JSON Schema: what stands at `/type`"):
+        Prompter(Asking(model="m", schema={"type": "secret"}))
+
+
 def parquet_request(tmp_path, rows_of, cells):
     pq.write_table(pa.Table.from_pylist(cells), tmp_path / "a.parquet")
     prompter = Prompter(Asking(model="m"))
@@ -286,3 +314,11 @@ def test_a_prompt_that_is_binary_is_a_bad_row(tmp_path, rows_of):
     (bad,) = parquet_request(tmp_path, rows_of, [{"prompt": b"hi"}])
     assert bad.message == "`prompt` is bytes, not a string"
     assert bad.where == "a.parquet row 1"
+
+
+def test_the_order_of_a_schemas_properties_is_kept_on_the_wire_and_is_no_part_of_identity() -> None:
+    first = {"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "string"}}}
+    second = {"type": "object", "properties": {"answer": {"type": "string"}, "why": {"type": "string"}}}
+    sent = [asked({"prompt": "p"}, schema=schema) for schema in (first, second)]
+    assert sent[0].digest == sent[1].digest
+    assert [r.body.index(b'"why":{') < r.body.index(b'"answer":{') for r in sent] == [True, False]

@@ -159,7 +159,9 @@ LINES = [
     (Fault.TOO_LONG, [LENGTH], ["context_length_exceeded"]),
     (Fault.OVERLOADED, [BUSY, "Engine is overloaded"], []),
     (Fault.THROTTLED, [LIMITED, "Rate limit reached", "Too many requests"], ["rate_limit_exceeded", "rate_limit"]),
-    (Fault.SERVER, ["Request timeout", "", "Input validation error"], ["timeout", "invalid_api_key", "402", "429", ""]),
+    (Fault.SERVER, ["Request timeout", "", "Input validation error"], ["timeout", "402", "429", ""]),
+    (Fault.KEY, [], ["invalid_api_key"]),
+    (Fault.BAD_REQUEST, [], ["invalid_request", "invalid_request_error", "bad_request", "badrequesterror"]),
 ]
 
 

@@ -21,9 +21,11 @@ from batchrun.rules.route import (
     Part,
     Plan,
     Situation,
+    Way,
     about,
     batches,
     choose,
+    hint,
     rate,
 )
 
@@ -364,3 +366,32 @@ def test_a_saving_is_worth_a_wait_from_ten_cents_on():
         assert choice.batch.cost is not None
         saving = choice.live.cost.likely - choice.batch.cost.likely
         assert (choice.lane is BATCH) == (saving >= WORTH_WAITING)
+
+
+def a_plan(live: Way, batch: Way, lane: Lane = Lane.LIVE) -> Plan:
+    here = situation()
+    return Plan((Part(here, Choice(lane, ("because",), live, batch, 1, in_time=True)),), 1000, 0)
+
+
+def a_way(dollars: float | None, seconds: float, *, possible: bool = True) -> Way:
+    cost = None if dollars is None else Spread(0.0, dollars * 1e9, dollars * 2e9)
+    return Way(cost, Spread(1.0, seconds, seconds), seconds, possible)
+
+
+@pytest.mark.parametrize(
+    ("live", "batch", "throttled", "took", "said"),
+    [
+        (a_way(2.0, 60), a_way(1.0, 86_400), 7, 60.0, "7 times: --route batch would have cost about $1.00 less"),
+        (a_way(2.0, 60), a_way(1.0, 86_400), 0, 60.0, ""),
+        (a_way(2.0, 60), a_way(2.0, 86_400), 7, 60.0, ""),
+        (a_way(2.0, 60), a_way(2.0, 86_400), 7, 90_000.0, "would likely have been done sooner"),
+        (a_way(None, 60), a_way(None, 86_400), 7, 60.0, ""),
+        (a_way(2.0, 60), a_way(1.0, 86_400, possible=False), 7, 90_000.0, ""),
+    ],
+)
+def test_after_429s_batches_are_spoken_of_only_when_they_would_have_been_cheaper_or_faster(
+    live: Way, batch: Way, throttled: int, took: float, said: str
+) -> None:
+    told = hint(a_plan(live, batch), throttled, took)
+    assert said in told if said else told == ""
+    assert hint(a_plan(live, batch, Lane.BATCH), throttled, took) == ""
