@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchrun.errors import BatchrunError
     from batchrun.job import Job
-    from batchrun.records import Report
+    from batchrun.reports import Report
     from batchrun.run import run
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = ["BatchrunError", "Job", "Report", "run"]
 _HOMES = {
     "BatchrunError": "batchrun.errors",
     "Job": "batchrun.job",
-    "Report": "batchrun.records",
+    "Report": "batchrun.reports",
     "run": "batchrun.run",
 }
 

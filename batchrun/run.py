@@ -20,7 +20,8 @@ from batchrun.files.source import SourceFile, discover
 from batchrun.job import Job, allowed_rejections, checked
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BatchStanding, ParkReason, Progress, Redirect, Report, Stage
+from batchrun.records import ParkReason
+from batchrun.reports import BatchStanding, Progress, Redirect, Report, Stage
 from batchrun.sending import Announce, Sending
 from batchrun.store import batches
 from batchrun.store.ingest import find_twins, share_with_twins

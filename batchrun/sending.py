@@ -8,17 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 
-from batchrun import choice, output, terms
+from batchrun import choice, rows, terms
 from batchrun.api.client import Client
 from batchrun.api.remote import Remote
 from batchrun.clock import Clock
 from batchrun.errors import InputError
 from batchrun.files import lines
-from batchrun.files.prompt import Prompter
-from batchrun.files.source import Reader
 from batchrun.job import Job, Repairs, allowed_rejections
 from batchrun.lanes.batch import BatchLane
 from batchrun.lanes.carrier import Carrier, Returned, Stay
@@ -33,7 +31,8 @@ from batchrun.lanes.quota import LocalQuota
 from batchrun.lanes.standins import StandIns
 from batchrun.lanes.uploading import Uploader
 from batchrun.lanes.waiting import Asked
-from batchrun.records import BadRow, BatchStanding, Fault, ParkReason, Request, Route, Trouble, Usage
+from batchrun.records import Fault, ParkReason, Route, Trouble, Usage
+from batchrun.reports import BatchStanding
 from batchrun.rules import route
 from batchrun.rules.estimate import Load
 from batchrun.rules.money import Tariff
@@ -43,7 +42,7 @@ from batchrun.rules.repair import AS_ASKED
 from batchrun.rules.route import Plan
 from batchrun.store import batches
 from batchrun.store.keeper import Keeper
-from batchrun.store.store import Kept, Pending, Store
+from batchrun.store.store import Kept, Store
 from batchrun.store.till import Till
 from batchrun.wanted import Wanted
 
@@ -230,7 +229,7 @@ class Sending:
         self._batches_done = False
         return BatchLane(
             store, self._carrier, errands, quota, self.counts, keeper.keep,
-            lambda asked: probing().run(_one(asked)), self._news.set, mender, job.batching, self._stay,
+            lambda asked: probing().run(rows.only(asked)), self._news.set, mender, job.batching, self._stay,
         )  # fmt: skip
 
     @property
@@ -392,43 +391,24 @@ class Sending:
 
     def _live_seconds(self) -> float:
         """What live calls would take for the rows that are in batches."""
-        rows: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for standing in self.batches:
-            rows[standing.model] = rows.get(standing.model, 0) + standing.lines
-        rates = {model: self.quota.rate(model) if self.quota is not None else None for model in rows}
+            lines[standing.model] = lines.get(standing.model, 0) + standing.lines
+        rates = {model: self.quota.rate(model) if self.quota is not None else None for model in lines}
         cap = None if self._job.limits.rpm is None else self._job.limits.rpm / 60
-        return max((route.live_seconds(count, rates[model], cap) for model, count in rows.items()), default=0.0)
+        return max((route.live_seconds(count, rates[model], cap) for model, count in lines.items()), default=0.0)
 
     def _park_deadline(self) -> None:
         if self.quota is not None:
             self.quota.park(ParkReason.DEADLINE, "The deadline has passed.")
 
-    # --- rows --------------------------------------------------------------------------------------------------------
-
     async def _pending(self, wanted: Callable[[Asked], bool]) -> AsyncGenerator[Asked]:
-        """Rows without an answer, made into requests again and checked against what pass 1 wanted."""
-        reader, prompter = Reader(self._settled.files), Prompter(self._job.asking)
+        """Rows for a lane. When the input has changed, calls in flight finish and are kept before that is raised."""
         try:
-            async for page in self._store.pending(leaders=self._job.dedupe):
-                for row, pending in zip(reader.take([seen.row for seen in page]), page, strict=True):
-                    request = _as_wanted(prompter.request(row), pending)
-                    asked = Asked(request, pending.misses, pending.repair, pending.before)
-                    if wanted(asked):
-                        yield asked
+            async with contextlib.aclosing(rows.pending(self._store, self._job, self._settled, wanted)) as stream:
+                async for asked in stream:
+                    yield asked
         except InputError as error:
-            # Calls in flight finish and are kept; the error is raised when they have.
             self._failure = error
             if self.quota is not None:
                 self.quota.park(ParkReason.INTERRUPTED, error.message)
-        finally:
-            reader.close()
-
-
-async def _one(asked: Asked) -> AsyncIterator[Asked]:
-    yield asked
-
-
-def _as_wanted(request: Request | BadRow, pending: Pending) -> Request:
-    if isinstance(request, BadRow) or request.digest != pending.digest:
-        raise InputError(output.CHANGED, output.AGAIN)
-    return request

@@ -14,7 +14,8 @@ from support import MODEL
 
 from batchrun.clock import RealClock
 from batchrun.job import Batching, Job
-from batchrun.records import Price, Report, Route
+from batchrun.records import Price, Route
+from batchrun.reports import Report
 from batchrun.run import Options, Run
 
 # At this price, in nano-dollars a token, the discount is worth waiting for a batch.

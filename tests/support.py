@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchrun.job import Job
-from batchrun.records import Report
+from batchrun.reports import Report
 from batchrun.run import Options, Run
 from batchrun.simulator import Charge
 

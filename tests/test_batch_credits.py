@@ -13,7 +13,8 @@ from batch_jobs import Hurried, batching, misses, one_start, rows_by_state, surp
 from support import MakeJob, content, paid_for, prompt, read_rows, write_prompts
 
 from batchrun.job import Job
-from batchrun.records import ParkReason, Report, Route
+from batchrun.records import ParkReason, Route
+from batchrun.reports import Report
 from batchrun.run import Run
 from batchrun.simulator import CreditsEnd, CreditsWord, Fault, FaultKind, Settings, Simulator
 

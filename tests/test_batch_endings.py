@@ -22,7 +22,8 @@ from batch_jobs import (
 from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, write_prompts
 
 from batchrun.job import Asking, Job
-from batchrun.records import ParkReason, Report, Route
+from batchrun.records import ParkReason, Route
+from batchrun.reports import Report
 from batchrun.simulator import BatchFault, BatchFaultKind, Files, Settings, Simulator, Status, batch_work
 from batchrun.simulator.batch_lines import Failed
 

@@ -18,7 +18,8 @@ from support import MakeJob, content, paid_for, prompt, read_rows, start, write_
 from batchrun import door
 from batchrun.errors import StorageError
 from batchrun.job import Batching, Job
-from batchrun.records import Report, Route
+from batchrun.records import Route
+from batchrun.reports import Report
 from batchrun.run import Run
 from batchrun.simulator import BatchFault, BatchFaultKind, Settings, Simulator
 

@@ -16,7 +16,8 @@ from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, write_
 
 from batchrun.clock import RealClock
 from batchrun.job import Batching, Job
-from batchrun.records import ParkReason, Price, Report, Route
+from batchrun.records import ParkReason, Price, Route
+from batchrun.reports import Report
 from batchrun.run import Options, Run
 from batchrun.simulator import BatchFault, BatchFaultKind, Call, CreditsWord, Fault, FaultKind, Settings, Simulator
 

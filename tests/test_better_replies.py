@@ -20,7 +20,8 @@ from batchrun.errors import UsageError
 from batchrun.faces import closing, errors, plan, status
 from batchrun.files.source import discover
 from batchrun.job import Asking, Job, Limits, Repairs
-from batchrun.records import ParkReason, Report, Route
+from batchrun.records import ParkReason, Route
+from batchrun.reports import Report
 from batchrun.rules.route import Plan
 from batchrun.run import Run
 from batchrun.simulator import Charge, Fault, FaultKind, Settings, Simulator

@@ -16,7 +16,8 @@ from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, write_
 
 from batchrun.errors import UsageError
 from batchrun.job import Asking, Job
-from batchrun.records import Endpoint, Report, Route
+from batchrun.records import Endpoint, Route
+from batchrun.reports import Report
 from batchrun.rules import pack
 from batchrun.simulator import Settings, Simulator
 

@@ -17,7 +17,7 @@ from answering import KEY, Command, command, serving, simulating
 from support import MODEL
 
 from batchrun.doctor import bundle
-from batchrun.records import Event
+from batchrun.reports import Event
 from batchrun.store.view import View
 
 # One word for each place that something private may come from.

@@ -37,6 +37,7 @@ def script(folder: Path, text: str) -> str:
 
 
 RUN = ("run", "in.jsonl", "-m", MODEL, "--simulate", "--max-tokens", "50", "-o", "out.jsonl", "--batch-poll", "0.05")
+FAST = ("--concurrency", "8")
 
 
 def test_detach_submits_and_exits_7_and_a_later_start_collects(here: Path) -> None:
@@ -74,7 +75,7 @@ def test_plan_sends_nothing_and_tells_lane_cost_and_time(here: Path) -> None:
     plan = json.loads(said("plan", *RUN[1:-2], "--json")[1])
     assert plan["models"][0]["lane"] == "live"
     assert plan["cost_usd"]["likely"] > 0
-    code, out, _ = said(*RUN)
+    code, out, _ = said(*RUN, *FAST)
     assert code == 0
     assert "Nothing is left to send." in said("plan", *RUN[1:-2])[1]
 

@@ -19,7 +19,8 @@ from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, write_
 from batchrun.api import wire
 from batchrun.faces.closing import summary
 from batchrun.job import Asking, Job, Repairs
-from batchrun.records import Completion, ParkReason, Price, Reply, Report, Route
+from batchrun.records import Completion, ParkReason, Price, Reply, Route
+from batchrun.reports import Report
 from batchrun.simulator import BatchFault, BatchFaultKind, Fault, FaultKind, Settings, Simulator
 from batchrun.simulator.batch_faults import Call
 

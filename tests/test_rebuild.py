@@ -204,4 +204,4 @@ async def test_an_input_edited_while_it_runs_is_noticed_and_the_answers_stay(tmp
         probe = content("Hi")  # so many rows are worth one
         assert set(paid) - {probe} <= {content(prompt(n)) for n in range(20_000)}
         with View(job.checkpoint) as view:
-            assert view.kept().answered == len(paid)
+            assert view.kept().answered == len(paid) - (probe in paid)

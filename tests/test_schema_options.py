@@ -59,7 +59,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return call
 
 
-RUN = ("run", "in.jsonl", "-m", MODEL, "--simulate", "--script", "fast.toml")
+RUN = ("run", "in.jsonl", "-m", MODEL, "--simulate", "--script", "fast.toml", "--concurrency", "8")
 
 
 def fits(text: str) -> bool:

@@ -17,7 +17,8 @@ from support import MakeJob, prompt, read_rows
 from batchrun import door
 from batchrun.cli.main import batchrun
 from batchrun.job import Asking, Job, Repairs
-from batchrun.records import Cut, Price, Report, Route, TooLong
+from batchrun.records import Cut, Price, Route, TooLong
+from batchrun.reports import Report
 from batchrun.simulator import ContextWords, Fault, FaultKind, Settings, Simulator
 
 TINY, SMALL, MIDDLE = "simulator/tiny-512", "simulator/small-1k", "simulator/middle-4k"

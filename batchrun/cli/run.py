@@ -20,7 +20,7 @@ from batchrun.errors import UsageError, first_of
 from batchrun.job import Job
 
 if TYPE_CHECKING:
-    from batchrun.records import Report
+    from batchrun.reports import Report
     from batchrun.rules.route import Plan
     from batchrun.run import Run
 

@@ -23,7 +23,8 @@ from batchrun.doctor.machine import installed
 from batchrun.errors import BatchrunError, StorageError, UsageError
 from batchrun.files.atomic import replacing
 from batchrun.job import SIMULATED, TOGETHER, TOGETHER_KEY, Job
-from batchrun.records import Event, Fault, Lane, ParkReason
+from batchrun.records import Fault, Lane, ParkReason
+from batchrun.reports import Event
 from batchrun.store import engine
 from batchrun.store.view import View
 

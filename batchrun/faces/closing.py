@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from batchrun.faces.words import count, dollars, duration, place
-from batchrun.records import ParkReason, Report
+from batchrun.records import ParkReason
+from batchrun.reports import Report
 
 _NEXT = {
     ParkReason.CREDITS: "Top up (https://api.together.ai/settings/billing), then: ",

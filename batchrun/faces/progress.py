@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from batchrun.faces.words import dollars, duration
-from batchrun.records import BatchStanding, Progress, Stage
+from batchrun.reports import BatchStanding, Progress, Stage
 
 Poll = Callable[[], Progress]
 

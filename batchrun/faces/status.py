@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from batchrun.faces.words import count, dollars, duration, place
-from batchrun.records import Event
+from batchrun.reports import Event
 from batchrun.store.lock import Holder, living_holder
 from batchrun.store.view import BatchRow, LastRun, ModelSpend, View
 

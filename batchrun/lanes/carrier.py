@@ -20,7 +20,8 @@ from batchrun.lanes.collecting import Collector, doubt_of
 from batchrun.lanes.errands import NOT_FOUND
 from batchrun.lanes.provider import Provider, batch_folder, remove
 from batchrun.lanes.quota import LocalQuota
-from batchrun.records import BatchStanding, Broken, Doubt, Fault, ParkReason, Refusal, RemoteJob, Trouble
+from batchrun.records import Broken, Doubt, Fault, ParkReason, Refusal, RemoteJob, Trouble
+from batchrun.reports import BatchStanding
 from batchrun.rules import credit, faults, remote
 from batchrun.rules.remote import BatchState, Excuse, RemoteBatch
 from batchrun.store import batches

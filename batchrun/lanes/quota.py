@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from batchrun.clock import Clock
 from batchrun.job import Limits
 from batchrun.lanes.lane import Lease, Parked
+from batchrun.lanes.patience import Patience
+from batchrun.lanes.purse import Purse
 from batchrun.lanes.standins import StandIns
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import credit
 from batchrun.rules.gate import FIRST_OUTCOMES, Gate
-from batchrun.rules.money import Tariff, usd
+from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Bounds, Hint, Learned, Pace, Reason
 from batchrun.rules.probing import PROBE_ROW
 
@@ -65,7 +67,7 @@ CEILING = 512
 
 
 class LocalQuota:
-    """Pace for each model, one purse, one stop flag."""
+    """Pace for each model, one purse, one patience, one stop flag."""
 
     def __init__(
         self,
@@ -106,15 +108,10 @@ class LocalQuota:
         self._limits = limits
         self._clock = clock
         self._tariff = tariff
-        self._spent = spent
-        self._reserved = 0
-        self._held = held
-        self._leaving = leaving
+        self._purse = Purse(limits.max_cost_nano, spent, held, leaving=leaving)
         self._listeners: list[Callable[[], None]] = []
         self._raise_marks = raise_marks
         self._note = note
-        self._marked_calls = 0
-        self._marked_nano = 0
         self._learned = learned or {}
         self._paces: dict[str, Pace] = {}
         self._gate = Gate()
@@ -125,10 +122,9 @@ class LocalQuota:
         self._parked: Parked | None = None
         self._event = asyncio.Event()
         self._last_answer = -math.inf
-        self._refused_since: float | None = None
-        self._refused: dict[str, float] = {}
         self._proven = proven
         self._standins = standins or StandIns((), clock, note)
+        self._patience = Patience(limits.overload_patience, self._standins)
         self._last_throttle = -math.inf
         self.throttled = 0
         self.waiting = ""
@@ -154,7 +150,7 @@ class LocalQuota:
     @property
     def reserved(self) -> int:
         """Nano-dollars set aside for calls in flight."""
-        return self._reserved
+        return self._purse.reserved
 
     def rate(self, model: str) -> float | None:
         """Answers a second that the model was found to take, None when nothing is known yet."""
@@ -175,7 +171,8 @@ class LocalQuota:
         while self._parked is None and still():
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
-            if self._used_up(bound):
+            if self._purse.is_used_up(bound):
+                self.out_of_budget("call", bound)
                 break
             if seconds > 0:
                 await self.wait(seconds)
@@ -185,7 +182,7 @@ class LocalQuota:
 
     def affords(self, nano: int) -> bool:
         """Whether --max-cost has room for so many nano-dollars just now."""
-        return self._fits(nano)
+        return self._purse.fits(nano)
 
     def ready(self, model: str) -> bool:
         """Whether the pace of this model would let a call start now."""
@@ -194,7 +191,7 @@ class LocalQuota:
     def bound(self, request: Request) -> int:
         """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""
         bound = self._tariff.upper_bound(request)
-        if bound is None and self._limits.max_cost_nano is not None:
+        if bound is None and self._purse.has_limit:
             self.park(
                 ParkReason.BUDGET,
                 f"Row {request.row} has no upper bound of cost: the context length of {request.model} is not known.",
@@ -211,7 +208,7 @@ class LocalQuota:
         """0 when the next call may start; math.inf when something has to change first."""
         waits = (
             (self._wait_for_credits(now), "out of credits"),
-            (self._wait_for_money(bound), "budget: calls in flight"),
+            (0.0 if self._purse.fits(bound) else math.inf, "budget: calls in flight"),
             (self._wait_for_slot(), "calls in flight"),
             (pace.wait(now), _WAITING_FOR[pace.reason]),
         )
@@ -232,53 +229,23 @@ class LocalQuota:
         most = self._limits.concurrency or self._ceiling
         return math.inf if self.in_flight >= (most if self._proven else min(most, FIRST_OUTCOMES)) else 0.0
 
-    def _wait_for_money(self, bound: int) -> float:
-        """Money set aside for calls in flight may come back."""
-        return 0.0 if self._fits(bound) else math.inf
-
-    def _fits(self, bound: int) -> bool:
-        limit = self._limits.max_cost_nano
-        return limit is None or self._spent + self._reserved + self._held + bound <= limit
-
-    def _used_up(self, bound: int) -> bool:
-        """Park when the call does not fit and no money can come back."""
-        limit = self._limits.max_cost_nano
-        if limit is None or self.may_come_back or self._fits(bound):
-            return False
-        self.out_of_budget("call", bound)
-        return True
-
     def out_of_budget(self, what: str, bound: int) -> None:
         """Park: the next `what` (a call, a row) could cost `bound` nano-dollars, and no money can come back."""
-        limit = self._limits.max_cost_nano or 0
-        left = max(0, limit - self._spent - self._held)
-        self.park(
-            ParkReason.BUDGET,
-            f"The next {what} could cost ${usd(bound):.6f}; ${usd(left):.6f} of --max-cost ${usd(limit):g} is left.",
-        )
+        self.park(ParkReason.BUDGET, self._purse.told(what, bound))
 
     async def _raised_marks(self, bound: int) -> bool:
         """Commit higher high-water marks if this call needs them; True: look again at everything else."""
-        calls, nano = self.in_flight + 1, self._reserved + bound
-        if calls <= self._marked_calls and nano <= self._marked_nano:
-            return False
-        # Few commits, and a bound that stays close: calls in powers of two, money in steps of a quarter.
-        calls = max(self._marked_calls, 1 << (calls - 1).bit_length())
-        if nano > self._marked_nano:
-            nano += nano // 4
-        if self._limits.max_cost_nano is not None:
-            nano = min(nano, self._limits.max_cost_nano - self._spent - self._held)
-        nano = max(self._marked_nano, nano)
-        await self._raise_marks(calls, nano)
-        # Another model's lease may have raised them meanwhile; marks never sink.
-        self._marked_calls, self._marked_nano = max(self._marked_calls, calls), max(self._marked_nano, nano)
-        return True
+        marks = self._purse.marks(self.in_flight + 1, bound)
+        if marks is not None:
+            await self._raise_marks(*marks)
+            self._purse.marked(*marks)
+        return marks is not None
 
     def _grant(self, pace: Pace, request: Request, bound: int, now: float) -> Lease:
         probe = self._shut is not None
         if self._shut is not None:
             self._shut = credit.probing(self._shut)
-        self._reserved += bound
+        self._purse.reserve(bound)
         self.waiting = ""
         return Lease(request, pace.started(now, _tokens(request)), bound, probe, self._gate.started())
 
@@ -318,34 +285,18 @@ class LocalQuota:
         """Refusals of any kind without an answer for so long: another model stands in, or the run parks and ends."""
         look = self._standins.looked(model)
         if isinstance(outcome, Completion) or outcome.fault not in _REFUSALS:
-            self._refused_since = None
-            self._refused.pop(model, None)
-        elif not look:  # one that rests was known not to answer
-            self._refused.setdefault(model, now)
-            self._refused_since = now if self._refused_since is None else self._refused_since
-            self._lose_patience(model, outcome, now)
-
-    def _lose_patience(self, model: str, trouble: Trouble, now: float) -> None:
-        """A model rests once: rows that no other one takes would begin its patience anew for ever."""
-        patience, rests = self._limits.overload_patience, self._standins.rests
-        over = self._refused_since is not None and now - self._refused_since >= patience
-        if not over and now - self._refused[model] < patience:
-            return
-        if not rests(model) and self.rest(model, model, trouble):
-            return
-        tried = any(not rests(other) and now - since < patience for other, since in self._refused.items())
-        if over and not (rests(model) and tried):
-            self.park(ParkReason.OVERLOAD, f"No answer for {patience:.0f} seconds. The last reply: {trouble.message}")
+            self._patience.restored(model)
+        elif not look and self._patience.is_over(model, outcome, now):  # one that rests was known not to answer
+            seconds = self._limits.overload_patience
+            self.park(ParkReason.OVERLOAD, f"No answer for {seconds:.0f} seconds. The last reply: {outcome.message}")
+        else:
+            self.changed()  # another model may stand in by now
 
     def rest(self, model: str, asked: str, trouble: Trouble) -> bool:
-        """Let a model rest when another one can take its rows; patience with that one begins anew."""
-        if not self._standins.rest(model, asked, trouble.wait or 0.0, trouble.message):
-            return False
-        self._refused_since = None
-        for anew in (model, stands_in.model if (stands_in := self._standins.pick(asked)) else model):
-            self._refused.pop(anew, None)
+        """Let a model rest when another one can take its rows."""
+        rests = self._patience.rest(model, asked, trouble)
         self.changed()
-        return True
+        return rests
 
     def _probe_came_back(self, outcome: Completion | Trouble, now: float) -> None:
         """An answer opens the gate. A refused row says nothing of credits, a failing server nothing at all."""
@@ -384,8 +335,7 @@ class LocalQuota:
         """The outcome is committed: slot and reservation come back."""
         self._pace(lease.request.model).finished(self._clock.monotonic(), lease.start)
         self._gate.ended(lease.call)
-        self._reserved -= lease.reserved
-        self._spent += spent
+        self._purse.settle(lease.reserved, spent)
         self.changed()
 
     def park(self, reason: ParkReason, message: str, fault: Fault | None = None) -> None:
@@ -408,25 +358,22 @@ class LocalQuota:
 
     def hold(self, nano: int) -> bool:
         """Set money aside for a whole batch, when it fits."""
-        if not self._fits(nano):
-            return False
-        self._held += nano
-        return True
+        return self._purse.hold(nano)
 
     def unhold(self, nano: int, doubt: int) -> None:
         """A batch is over: what it cost is counted, what was set aside comes back but for what stays in doubt."""
-        self._held -= nano
-        self._spent += doubt
+        self._purse.unhold(nano)
+        self._purse.spend(doubt)
         self.changed()
 
     @property
     def may_come_back(self) -> bool:
         """Whether money that is set aside now may be free again in this start."""
-        return self._reserved > 0 or (self._held > 0 and not self._leaving)
+        return self._purse.may_come_back
 
     def took_in(self, answered: int, cost: int, rejected: int = 0, refused: Sequence[tuple[Fault, str]] = ()) -> None:
         """A batch came back: its answers are paid for, and what was refused (the first of it) may tell of the job."""
-        self._spent += cost
+        self._purse.spend(cost)
         self._rejected += rejected
         self._proven = self._proven or answered > 0
         if self._gate.took_in(answered, rejected, refused) is not None:

@@ -12,7 +12,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 
 from batchrun.errors import StorageError
-from batchrun.records import Answer, Before, Content, Doubt, Event, Fault, Rejection, State
+from batchrun.records import Answer, Before, Content, Doubt, Fault, Rejection, State
+from batchrun.reports import Event
 from batchrun.rules import repair
 from batchrun.rules.probing import PROBE_ROW
 from batchrun.store.store import Statements, Store

@@ -18,7 +18,8 @@ import msgspec
 import zstandard
 
 from batchrun.errors import StorageError, UsageError
-from batchrun.records import Event, Outcome, State
+from batchrun.records import Outcome, State
+from batchrun.reports import Event
 from batchrun.rules.estimate import Gauge
 from batchrun.store.bodies import Unpacker
 from batchrun.store.opening import APPLICATION_ID, described

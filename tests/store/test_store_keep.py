@@ -14,7 +14,8 @@ from support import MakeJob, content, paid_for, prompt, start, write_prompts
 
 from batchrun import door
 from batchrun.errors import StorageError
-from batchrun.records import Doubt, Event
+from batchrun.records import Doubt
+from batchrun.reports import Event
 from batchrun.simulator import Settings, Simulator
 from batchrun.store.keeper import LONGEST_GAP, SHORTEST_GAP, gap
 from batchrun.store.store import Store
