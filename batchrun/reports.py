@@ -85,8 +85,8 @@ class Redirect(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """How a run ended: counts over the whole checkpoint, and what this start did.
 
-    `again` counts answers that are to be asked for once more, `replaced` paid replies that gave way to others; `hint`
-    is a sentence worth reading, or "".
+    `again` counts answers that are to be asked for once more, `asked_again` those that were in this start, `replaced`
+    paid replies that gave way to others; `hint` is a sentence worth reading, or "".
     """
 
     exit_code: int
@@ -115,6 +115,7 @@ class Report(msgspec.Struct, frozen=True):
     submitted: int = 0
     batches: tuple[BatchStanding, ...] = ()
     again: int = 0
+    asked_again: int = 0
     replaced: int = 0
     replaced_nano: int = 0
     redirects: tuple[Redirect, ...] = ()

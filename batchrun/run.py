@@ -288,6 +288,7 @@ class Run:
             submitted=kept.submitted,
             batches=self._batches,
             again=kept.again,
+            asked_again=counts.better,
             replaced=replaced,
             replaced_nano=replaced_nano,
             hint=self._sending.hint(self._clock.monotonic() - self._began) if self._sending is not None else "",

@@ -95,8 +95,9 @@ def _left_may_cost(report: Report) -> str:
 
 def _pace(report: Report) -> str:
     rate = report.answered_now / report.seconds if report.seconds > 0 else 0.0
+    better = f", {count(report.asked_again)} asked for once more," if report.asked_again else ""
     return (
-        f"This start: {count(report.answered_now)} answers in {duration(report.seconds)} ({rate:,.1f}/s), "
+        f"This start: {count(report.answered_now)} answers{better} in {duration(report.seconds)} ({rate:,.1f}/s), "
         f"{count(report.throttled)} calls throttled (429)."
     )
 

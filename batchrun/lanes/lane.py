@@ -36,6 +36,7 @@ class Counts:
 
     def __init__(self) -> None:
         self.answered = 0
+        self.better = 0
         self.rejected = 0
         self.tokens = 0
         self.spent_nano = 0

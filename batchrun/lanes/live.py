@@ -197,6 +197,7 @@ class LiveLane:
     def _count(self, answer: Answer) -> None:
         usage = answer.completion.usage
         self._counts.answered += answer.before is None
+        self._counts.better += answer.before is not None
         self._counts.spent_nano += answer.cost_nano or 0
         self._counts.tokens += usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
         self._counts.came_from(answer.asked, answer.completion.model)

@@ -101,7 +101,8 @@ def response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
 def parsed_text(text: str | None) -> str | None:
     """The JSON inside an answer, without needless spaces and with every digit as it was; None when there is none.
 
-    It is the whole answer, or what follows a leading `<think>...</think>`, or what the only Markdown fence holds.
+    It is the whole answer, or what follows its `<think>...</think>`, or what the only Markdown fence holds. Some chat
+    templates open the thoughts themselves, so that only their end stands in the answer (DeepSeek-R1 under vLLM).
     """
     if text is None:
         return None
@@ -115,7 +116,7 @@ def parsed_text(text: str | None) -> str | None:
 
 def _after_thoughts(text: str) -> str:
     thoughts, end, rest = text.partition("</think>")
-    return rest.strip() if end and thoughts.startswith("<think>") else text
+    return rest.strip() if end and "<think>" not in thoughts.removeprefix("<think>") else text
 
 
 def _fenced(text: str) -> str | None:

@@ -48,6 +48,7 @@ def problem(value: object, schema: dict[str, object] | None = None) -> str:
         ("null", "null"),
         ('<think>It has {"a": 2} in it.</think>\n\n{"a": 1}', '{"a":1}'),
         ('\n<think></think>{"a": 1}', '{"a":1}'),
+        ('It has {"a": 2} in it.\n</think>\n{"a": 1}', '{"a":1}'),
         ('```json\n{"a": 1}\n```', '{"a":1}'),
         ('```\n[1]\n```\n', "[1]"),
         ('```JSON\r\n[1]\r\n```', "[1]"),
