@@ -99,9 +99,6 @@ def found(words: Sequence[str]) -> Iterator[SourceFile | Missing]:
         except InputError as error:
             yield Missing(typed, _sentence(error, os.path.abspath(typed)))  # noqa: PTH100 - as it is named there
             continue
-        except OSError as error:  # a folder that may not be read, a name that is too long
-            yield Missing(typed, f"cannot be read: {error.strerror or type(error).__name__}.")
-            continue
         for file in files:
             real = str(Path(file.path).resolve())
             if real not in seen:

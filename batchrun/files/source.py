@@ -42,7 +42,10 @@ def discover(inputs: Sequence[str]) -> tuple[SourceFile, ...]:
     Raises:
         InputError: something is missing, empty, of an unknown ending, or named twice.
     """
-    paths = [path for typed in inputs for path in _meant(typed)]
+    try:
+        paths = [path for typed in inputs for path in _meant(typed)]
+    except OSError as error:
+        raise InputError(f"The input cannot be looked up: {error.strerror}.", "Check the path.") from error
     for path, times in Counter(map(os.path.realpath, paths)).items():
         if times > 1:
             raise InputError(f"{path} is named {times} times in the input.", "Name each file once.")

@@ -79,3 +79,8 @@ def test_what_is_missing_or_unknown_says_what_to_do(put, monkeypatch, tmp_path, 
         discover([typed])
     assert caught.value.next_step
     assert caught.value.exit_code == 2
+
+
+def test_a_name_longer_than_the_system_takes_is_an_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be looked up: File name too long"):
+        discover([str(tmp_path / ("a" * 300 + ".jsonl"))])
