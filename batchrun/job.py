@@ -141,7 +141,11 @@ def base_url(typed: str) -> str:
     Raises:
         UsageError: it is no http or https address.
     """
-    parts = urlsplit(typed)
+    try:
+        parts = urlsplit(typed)
+        _ = parts.port
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         raise UsageError(
             "The base URL is not an http or https address of a server.", "Write it like https://api.together.ai/v1"

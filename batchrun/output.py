@@ -24,7 +24,9 @@ from batchrun.store.view import View
 _Joined = tuple[Row, dict[str, Any]]
 
 CHANGED = "The input has changed since it was read; every answer is kept."
-AGAIN = "Run the same command again: it reads the new input first."
+AGAIN = "`batchrun resume`, or the same command again, reads the new input first."
+GONE = "An input file is not there any more; every answer is kept."
+BACK = "Put it back, or run again with the input there is."
 
 
 class Stamp(msgspec.Struct, frozen=True):
@@ -106,6 +108,8 @@ def _watched(watch: Callable[[int], bool], rows: Iterator[_Joined]) -> Iterator[
 def unchanged(files: Sequence[SourceFile]) -> None:
     """Raise `InputError` when an input file is not as pass 1 saw it."""
     for file in files:
+        if stamp(file.path) is None:
+            raise InputError(GONE, BACK)
         if stamp(file.path) != Stamp(file.size, file.mtime_ns):
             raise InputError(CHANGED, AGAIN)
 

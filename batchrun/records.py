@@ -296,10 +296,11 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Content(msgspec.Struct, frozen=True, gc=False):
-    """A row that keeps the answer it has: a better one was wanted and cannot be had."""
+    """A row that keeps the answer it has: a better one cannot be had, for good (`final`) or in this start."""
 
     row: int
     digest: bytes
+    final: bool
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from batchrun.job import TOGETHER
 from batchrun.records import ParkReason
 
 
@@ -75,7 +76,7 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class Redirect(msgspec.Struct, frozen=True):
-    """Replies of this start that name another model than the one they were asked of."""
+    """Replies of this start that came from another model than was asked for."""
 
     asked: str
     answered: str
@@ -86,7 +87,8 @@ class Report(msgspec.Struct, frozen=True):
     """How a run ended: counts over the whole checkpoint, and what this start did.
 
     `again` counts answers that are to be asked for once more, `asked_again` those that were in this start, `replaced`
-    paid replies that gave way to others; `hint` is a sentence worth reading, or "".
+    paid replies that gave way to others; `redirects` are the server's doing, `stood_in` were fallbacks; `hint` is a
+    sentence worth reading, or "".
     """
 
     exit_code: int
@@ -119,6 +121,8 @@ class Report(msgspec.Struct, frozen=True):
     replaced: int = 0
     replaced_nano: int = 0
     redirects: tuple[Redirect, ...] = ()
+    stood_in: tuple[Redirect, ...] = ()
+    provider: str = TOGETHER
     hint: str = ""
 
     def to_dict(self) -> dict[str, Any]:

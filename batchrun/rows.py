@@ -15,15 +15,17 @@ from batchrun.store.store import Pending, Store
 from batchrun.wanted import Wanted
 
 
-async def pending(store: Store, job: Job, settled: Wanted, wanted: Callable[[Asked], bool]) -> AsyncGenerator[Asked]:
-    """Those that `wanted` lets through, in input order, streamed.
+async def pending(
+    store: Store, job: Job, settled: Wanted, wanted: Callable[[Asked], bool], *, again: bool = False
+) -> AsyncGenerator[Asked]:
+    """Those that `wanted` lets through, in input order, streamed; `again`: those that want a better answer.
 
     Raises:
         InputError: the input is not what pass 1 read.
     """
     reader, prompter = Reader(settled.files), Prompter(job.asking)
     try:
-        async for page in store.pending(leaders=job.dedupe):
+        async for page in store.pending(leaders=job.dedupe, again=again):
             for row, seen in zip(reader.take([seen.row for seen in page]), page, strict=True):
                 asked = Asked(_as_wanted(prompter.request(row), seen), seen.misses, seen.repair, seen.before)
                 if wanted(asked):

@@ -217,14 +217,17 @@ class Run:
         self._going = None  # from here on it ends by itself
         kept = await store.kept()
         written = False
-        if settled is not None and kept.pending == 0 and not (parked is not None and kept.again):
-            parked = None
+        if settled is not None and kept.pending == 0 and not (kept.again and _is_interrupted(parked)):
+            # Answers that could be better are answers all the same.
+            parked = parked if kept.again else None
             try:
                 written = await self._write_output(store, settled)
             except Interrupted:
                 parked = Parked(ParkReason.INTERRUPTED, "Interrupted while the output was written.")
         report = await self._report(store, kept, parked, written=written)
         await store.note(*_ending(report))
+        if report.parked is not None:
+            await store.note("why", report.message)
         learned = self._quota.learned() if self._quota else {}
         await store.close(
             "finished" if parked is None else "parked",
@@ -293,6 +296,8 @@ class Run:
             replaced_nano=replaced_nano,
             hint=self._sending.hint(self._clock.monotonic() - self._began) if self._sending is not None else "",
             redirects=tuple(Redirect(asked, came, n) for (asked, came), n in counts.redirects.most_common()),
+            stood_in=tuple(Redirect(asked, came, n) for (asked, came), n in counts.stood_in.most_common()),
+            provider=self._job.provider,
         )
 
     def _exit_code(self, kept: Kept, parked: Parked | None) -> int:
@@ -302,6 +307,10 @@ class Run:
             raise RuntimeError("rows are left, and nothing says why")  # a bug: exit 0 would be a lie
         allowed = allowed_rejections(self._job.limits.max_rejected, kept.answered + kept.rejected)
         return FINISHED if kept.rejected <= allowed else REJECTIONS
+
+
+def _is_interrupted(parked: Parked | None) -> bool:
+    return parked is not None and parked.reason is ParkReason.INTERRUPTED
 
 
 def _ending(report: Report) -> tuple[str, str]:

@@ -11,13 +11,15 @@ import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 
+import msgspec
+
 from batchrun import choice, rows, terms
 from batchrun.api.client import Client
 from batchrun.api.remote import Remote
 from batchrun.clock import Clock
 from batchrun.errors import InputError
 from batchrun.files import lines
-from batchrun.job import Job, Repairs, allowed_rejections
+from batchrun.job import Job, allowed_rejections
 from batchrun.lanes.batch import BatchLane
 from batchrun.lanes.carrier import Carrier, Returned, Stay
 from batchrun.lanes.collecting import Collector
@@ -50,6 +52,14 @@ Announce = Callable[[Plan], None]
 
 # Seconds between two looks at whether live calls can still make the deadline.
 _LOOK_EVERY = 1.0
+
+
+class _Split(msgspec.Struct, frozen=True):
+    """Which rows go into batches: those of these models, as they stand in for one another, unless all has turned."""
+
+    batched: frozenset[str]
+    standins: StandIns | None
+    turned: bool
 
 
 class Sending:
@@ -85,6 +95,8 @@ class Sending:
         self._chosen: Plan | None = None
         self._loads: Mapping[str, Load] = settled.seen.loads
         self._turned = False
+        self._split = _Split(frozenset(), None, turned=False)
+        self._passing = False
         self._more_live = False
         self._missed = False
         self._batches_done = True
@@ -151,19 +163,23 @@ class Sending:
         job, quota, mender, now = self._job, self.quota, self._mender, self._clock.now()
         if quota is None or mender is None:
             raise RuntimeError("sending has not begun")
-        if self._start.pending - self._start.submitted >= LONG_RUN:
+        if self._start.pending - self._start.submitted >= LONG_RUN and not self._past:
             prober = Prober(client, quota, keeper.keep, self._clock, tariff, mender.standins, self.counts)
-            await prober.probe(sorted(known.loads, key=lambda m: -known.loads[m].rows), job.asking.endpoint)
+            left = math.inf if job.limits.deadline is None else job.limits.deadline - now
+            models = sorted(known.loads, key=lambda m: -known.loads[m].rows)
+            await prober.probe(models, job.asking.endpoint, left, one_by_one=job.limits.max_cost_nano is not None)
         if quota.parked is not None:
             return
-        known = known.with_stand_ins(mender.standins.lasting)
-        self._loads = known.loads
-        self._chosen = chosen = choice.plan(job, known, tariff, now)
-        returning = choice.may_return(job, known, tariff, chosen, now)
+        mender.standins.when_missing(lambda: self._model_gone(known, tariff))
+        here = known.with_stand_ins(mender.standins.lasting)
+        self._loads = here.loads
+        self._chosen = chosen = choice.plan(job, here, tariff, now)
+        returning = choice.may_return(job, here, tariff, chosen, now)
         self._batch_models = choice.batch_models(chosen) | returning
         if not self._may_go_live:
             self._batch_models |= frozenset(mender.standins.fallbacks)
         self._announce(chosen)
+        self._split = _Split(self._batch_models, mender.standins.frozen(), self._turned)
         live = self._live_lane(client, quota, keeper, tariff, mender)
         self._batch_lane = await self._batches(client, quota, keeper, till, tariff, mender)
         await self._lanes(live)
@@ -224,8 +240,7 @@ class Sending:
             may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
             on_returned=self._returned, on_refused=self._refused, on_missing=self._missing,
         )  # fmt: skip
-        plain = Mender(Repairs(), mender.standins, tariff)  # what it leaves half done, nobody else would see
-        probing = self._live_lane(client, quota, keeper, tariff, plain)
+        probing = self._live_lane(client, quota, keeper, tariff, mender)
         self._batches_done = False
         return BatchLane(
             store, self._carrier, errands, quota, self.counts, keeper.keep,
@@ -265,9 +280,7 @@ class Sending:
 
     async def _send_batches(self, lane: BatchLane) -> None:
         try:
-            await lane.run(
-                lambda: self._pending(lambda asked: not self._goes_live(self._batch_models, self._turned, asked))
-            )
+            await lane.run(lambda: self._pending(self._goes_into_a_batch))
         finally:
             self._batches_done = True
             self._news.set()
@@ -276,23 +289,35 @@ class Sending:
         """Pass after pass over what is pending, for as long as batches may give rows back."""
         lane, more = live(), await self._starts_live()
         while self._parked() is None:
+            self._split = self._now()
             if more:
-                # Pages are read ahead: which rows are live's must not change under way, or a row read as pending
-                # goes live although a batch has it by now. What is freed meanwhile comes in the next pass.
-                stream = self._pending(partial(self._goes_live, self._batch_models, self._turned))
-                async with contextlib.aclosing(stream):
+                self._passing = True
+                async with contextlib.aclosing(self._pending(partial(self._goes_live, self._split))) as stream:
                     await lane.run(stream)
+                self._passing = False
+                self._look_again()
+            await self._ask_better(lane)
             more = await self._more()
             if not more:
+                await self._ask_better(lane)
                 return
+
+    async def _ask_better(self, lane: LiveLane) -> None:
+        """Ask again for answers that are not good enough: after those that are none, so that these get the money."""
+        said = self._job.repairs
+        for _ in range(max(said.length_retries, said.invalid_retries)):
+            if self._parked() is not None or not (await self._store.kept()).again:
+                return
+            async with contextlib.aclosing(self._pending(lambda _asked: True, again=True)) as stream:
+                await lane.run(stream)
 
     async def _starts_live(self) -> bool:
         """Whether any row goes live from the start; looking for them means reading the whole input."""
         loads = self._loads
         if not loads.keys() <= self._batch_models or any(load.oversized for load in loads.values()):
             return True
-        odd = self._start.again or await self._store.any_repair() or await self._store.has_missed(MOST_MISSES)
-        return self._may_go_live and bool(odd)
+        odd = await self._store.any_repair() or await self._store.has_missed(MOST_MISSES)
+        return self._may_go_live and odd
 
     async def _more(self) -> bool:
         """Wait until rows go live that were in batches; False when that cannot happen any more."""
@@ -308,12 +333,33 @@ class Sending:
                 await self._news.wait()
         return False
 
-    def _goes_live(self, batch_models: frozenset[str], turned: bool, asked: Asked) -> bool:
-        request = asked.request if self._mender is None else self._mender.sent(asked)
-        if request.model not in batch_models or not fits_a_line(request.body):
+    def _now(self) -> _Split:
+        """How rows are split between the lanes from now on."""
+        batched = frozenset() if self._batches_done and self._may_go_live else self._batch_models
+        return _Split(batched, None if self._mender is None else self._mender.standins.frozen(), self._turned)
+
+    def _goes_live(self, split: _Split, asked: Asked) -> bool:
+        request = asked.request
+        if self._mender is not None and split.standins is not None:
+            request = self._mender.sent(asked, split.standins.lasting)
+        if request.model not in split.batched or not fits_a_line(request.body):
             return True
-        odd = asked.misses >= MOST_MISSES or asked.before is not None or asked.repair is not AS_ASKED
-        return self._may_go_live and (turned or odd)
+        odd = asked.misses >= MOST_MISSES or asked.repair is not AS_ASKED
+        return self._may_go_live and (split.turned or odd)
+
+    def _goes_into_a_batch(self, asked: Asked) -> bool:
+        return not self._goes_live(self._split, asked) and not self._goes_live(self._now(), asked)
+
+    def _look_again(self) -> None:
+        """Rows go other ways than before: the batch lane begins anew, and what it leaves is live's in its next pass.
+
+        Live reads pages ahead, so which rows are its own must not change under way: while a pass runs, a row is the
+        batch lane's only if it was so when the pass began.
+        """
+        if not self._passing:
+            self._split = self._now()
+        if self._batch_lane is not None and not self._batches_done:
+            self._batch_lane.pack_anew()
 
     def _parked(self) -> Parked | None:
         return self.quota.parked if self.quota is not None else None
@@ -340,13 +386,25 @@ class Sending:
 
     def _missing(self, batch: RemoteBatch, message: str) -> bool:
         """A batch's model cannot be called: whether another one takes its rows."""
-        if self._mender is None or not self._mender.standins.missing(batch.model, batch.asked, message):
-            return False
+        return self._mender is not None and self._mender.standins.missing(batch.model, batch.asked, message)
+
+    def _model_gone(self, known: choice.Known, tariff: Tariff) -> None:
+        """A model cannot be called: its rows go another way, which is chosen anew, and said."""
+        if self._mender is None:
+            return
+        counts, kept = self.counts, known.kept
+        left = max(kept.submitted, kept.pending - counts.answered - counts.rejected)
+        now = msgspec.structs.replace(
+            known, kept=msgspec.structs.replace(kept, pending=left, answered=kept.answered + counts.answered)
+        )
+        now = now.with_stand_ins(self._mender.standins.lasting)
+        self._chosen = choice.plan(self._job, now, tariff, self._clock.now())
+        self._announce(self._chosen)
         self._more_live = True
         self._news.set()
-        if self._batch_lane is not None:
-            self._batch_lane.pack_anew()
-        return True
+        if not self._batches_done:
+            self._batch_models |= choice.batch_models(self._chosen)
+        self._look_again()
 
     def _refused(self, batch: RemoteBatch, trouble: Trouble) -> None:
         """The provider makes no batches of this model: another one stands in, its rows go live, or nowhere."""
@@ -356,8 +414,7 @@ class Sending:
             self._batch_models -= {batch.model}
             self._more_live = True
             self._news.set()
-            if self._batch_lane is not None:
-                self._batch_lane.pack_anew()
+            self._look_again()
         elif self.quota is not None and trouble.fault is Fault.MODEL_MISSING:
             self.quota.park(ParkReason.MODEL, trouble.message)
         elif self.quota is not None:
@@ -402,10 +459,12 @@ class Sending:
         if self.quota is not None:
             self.quota.park(ParkReason.DEADLINE, "The deadline has passed.")
 
-    async def _pending(self, wanted: Callable[[Asked], bool]) -> AsyncGenerator[Asked]:
+    async def _pending(self, wanted: Callable[[Asked], bool], *, again: bool = False) -> AsyncGenerator[Asked]:
         """Rows for a lane. When the input has changed, calls in flight finish and are kept before that is raised."""
         try:
-            async with contextlib.aclosing(rows.pending(self._store, self._job, self._settled, wanted)) as stream:
+            async with contextlib.aclosing(
+                rows.pending(self._store, self._job, self._settled, wanted, again=again)
+            ) as stream:
                 async for asked in stream:
                     yield asked
         except InputError as error:

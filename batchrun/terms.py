@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from batchrun import data
+from batchrun.api import wire
 from batchrun.api.wire import ModelInfo
 from batchrun.errors import UsageError
 from batchrun.job import Job
@@ -106,7 +107,7 @@ def advised(parked: Parked | None, models: Iterable[str], listed: Sequence[Model
 
 
 def _advice(model: str, listed: Sequence[ModelInfo]) -> str:
-    known = [naming.Known(info.id, info.hourly, info.price is not None) for info in listed]
+    known = [naming.Known(m.id, m.hourly, m.price is not None) for m in listed if m.kind in wire.TEXT_TYPES]
     return naming.advice(model, known, data.successors())
 
 

@@ -22,6 +22,7 @@ from batchrun.files.source import discover
 from batchrun.job import Asking, Job, Limits, Repairs
 from batchrun.records import ParkReason, Route
 from batchrun.reports import Report
+from batchrun.rules.repair import MARGIN
 from batchrun.rules.route import Plan
 from batchrun.run import Run
 from batchrun.simulator import Charge, Fault, FaultKind, Settings, Simulator
@@ -132,7 +133,7 @@ async def test_what_was_cut_at_the_end_of_the_context_is_kept_as_it_is(tmp_path:
         kept = [row for row in read_rows(job.output or "") if row["fault"] == CUT]
         assert kept
         for row in kept:
-            assert row["prompt_tokens"] + row["completion_tokens"] == 512
+            assert row["prompt_tokens"] + row["completion_tokens"] == 512 - MARGIN
         requests = simulator.account.requests
         last = await one_start(job)
         assert (last.exit_code, last.again, simulator.account.requests) == (0, 0, requests)
@@ -434,6 +435,34 @@ async def test_identical_rows_that_each_ask_have_each_a_better_answer(tmp_path: 
         assert_paid(job, simulator.account.charges, report)
 
 
+WORDS_ON_SHARING = {"no more": (True, False), "from now on": (False, True)}
+
+
+@pytest.mark.parametrize("words", WORDS_ON_SHARING)
+async def test_identical_rows_may_share_in_one_start_and_not_in_the_next(
+    words: str, tmp_path: Path, make_job: MakeJob
+) -> None:
+    first, then = WORDS_ON_SHARING[words]
+    async with Simulator(QUICK) as simulator:
+        numbers = [n % 4 for n in range(ROWS)]
+        source = write_prompts(tmp_path / "in.jsonl", numbers)
+        job = make_job(simulator.url, source, asking=asking(), dedupe=first, limits={"max_rejected": "100%"})
+        assert (await one_start(job)).exit_code == 0
+        simulator.play([Fault(FaultKind.STATUS, status=400, every=3)])
+        job = replace(job, repairs=again(1), dedupe=then)
+        report = await Run(job, "any-key").go()
+        assert (report.exit_code, report.answered, report.again) == (0, ROWS, 0)
+        with looking_into(job) as sql:
+            held = {number for (number,) in sql.execute("select answer from request")}
+        assert held == {reply["id"] for reply in paid(job) if reply["surplus"] is None}
+        simulator.play([])
+        requests = simulator.account.requests
+        write_prompts(source, numbers[::-1])
+        job = replace(job, dedupe=True, repairs=again())
+        report = await one_start(job)
+        assert (report.exit_code, simulator.account.requests) == (0, requests), "what is paid for serves rows that move"
+
+
 # --- batches, then live calls ----------------------------------------------------------------------------------------
 
 
@@ -709,7 +738,7 @@ async def test_while_better_answers_are_wanted_every_face_says_so(tmp_path: Path
 def advice(job: Job) -> tuple[int, list[str]]:
     """How many answers are marked as cut off, and the commands that are named for them."""
     with View(job.checkpoint) as view:
-        (mark,) = errors.table([], view.marked_answers(), "c.db", [])["marked"]  # type: ignore[attr-defined]
+        (mark,) = errors.table([], view.marked_answers(), "c.db", None)["marked"]  # type: ignore[attr-defined]
     return mark["answers"], list(mark["commands"])
 
 

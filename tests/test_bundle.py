@@ -183,7 +183,7 @@ def test_what_is_needed_to_find_a_fault_is_in_it(bundled: Path) -> None:
     assert b"ok       network" in members["report.txt"]
 
     status = about["status"]
-    assert (status["total"], status["answered"], status["rejected"]) == (8, 4, 4)
+    assert (status["total"], status["answered"], status["rejected"], status["again"]) == (8, 4, 4, 0)
     assert (status["provider"], status["state"], status["reason"]) == ("other", "failed", "other")
     assert [model["replies"] for model in status["models"]] == [4]
     assert status["models"][0]["model"].startswith("model ")
@@ -236,7 +236,7 @@ def test_a_checkpoint_that_cannot_be_read_is_told_by_the_kind_of_error(
     with simulating() as simulator:
         words = ("--base-url", simulator.url, "--checkpoint", f"{MARK['file']}.db", "--bundle", "b.zip")
         code, _, _ = cli("doctor", *words)
-    assert code == 0
+    assert code == 11
     about = json.loads(written(folder / "b.zip")["checkpoint.json"])
     assert about == {"unreadable": "StorageError", "exit_code": 11}
     assert private(folder / "b.zip") == []
@@ -282,15 +282,18 @@ def test_a_detail_is_shown_only_when_the_whole_of_it_is_ours() -> None:
         ],
         "finished": ["1 answered, 0 rejected, 0 left", "secret 1 answered, 0 rejected, 0 left"],
         "credits": ["The account has credits again.", "The account has credits again. A secret."],
+        "retry": ["3 rows pending again (too_long)", "3 rows pending again (secret)"],
         "batch": ["batch 1: 3 rows"],
+        "loss": ["2 answers are gone"],
         "secret": ["7 rows to send"],
     }
     events = [Event(float(n), kind, detail) for kind, details in told.items() for n, detail in enumerate(details)]
     diary = bundle._diary(events)
     assert [line["detail"] for line in diary["details"]] == [
-        told[kind][0] for kind in ("opened", "parked", "finished", "credits")
+        told[kind][0] for kind in ("opened", "parked", "finished", "credits", "retry")
     ]
     assert "secret" not in json.dumps(diary)
+    assert set(diary["kinds"]) == set(told) - {"secret"} | {"other"}
 
 
 class Inner(msgspec.Struct):

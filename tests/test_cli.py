@@ -108,7 +108,7 @@ def test_the_awkward_sample_is_refused_and_then_skipped(cli: Cli, tmp_path: Path
     assert code == 10
     code, out, _ = cli("errors")
     assert code == 0
-    assert out.startswith("13 rows rejected.")
+    assert out.startswith("13 rows rejected (rows are numbered from 0).")
     code, _, _ = cli(*run, "--skip-bad-rows", "--concurrency", "8", "--max-rejected", "50%")
     assert code == 0
 
@@ -128,9 +128,68 @@ def test_out_of_credits_exits_3_and_a_top_up_goes_on(cli: Cli, tmp_path: Path) -
     code, _, err = cli("resume", "--credits", "5", "--script", script(tmp_path))
     assert code == 0, err
     assert len(read_rows(tmp_path / "out.jsonl")) == 100
-    (ledger,) = (tmp_path / "checkpoints").glob("*.simulator.jsonl")
+    (ledger,) = (tmp_path / "checkpoints").glob("*.db.simulator")
     charged = [record["content"] for record in map(json.loads, ledger.read_text().splitlines()) if "content" in record]
     assert sorted(charged) == sorted(content(prompt(n)) for n in range(100))
+
+
+def test_the_simulators_account_beside_a_checkpoint_among_the_inputs_is_no_input(cli: Cli, tmp_path: Path) -> None:
+    fold = tmp_path / "fold"
+    fold.mkdir()
+    write_prompts(fold / "in.jsonl", range(5))
+    run = ("run", "fold", "-m", MODEL, "--simulate", "--script", script(tmp_path), "--checkpoint", "fold/x.db")
+    for _ in range(2):
+        code, _, err = cli(*run)
+        assert code == 0, err
+        assert "5 of 5 rows answered" in err
+    assert (fold / "x.db.simulator").is_file()
+
+
+def test_an_account_under_its_earlier_name_is_found_once_and_renamed(cli: Cli, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(5))
+    run = (*simulated(tmp_path), "--checkpoint", "x.db")
+    assert cli(*run)[0] == 0
+    charges = (tmp_path / "x.db.simulator").read_bytes()
+    for name in ("x.db.simulator", "x.db.simulator.files"):
+        if (tmp_path / name).exists():
+            (tmp_path / name).rename(tmp_path / name.replace(".simulator", ".simulator.jsonl"))
+    assert cli(*run)[0] == 0
+    assert (tmp_path / "x.db.simulator").read_bytes().startswith(charges)
+    assert not list(tmp_path.glob("*.simulator.jsonl*"))
+
+
+def test_planning_leaves_told_why_the_job_is_parked_also_when_the_plan_is_refused(cli: Cli, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(20))
+    words = ("in.jsonl", "-m", MODEL, "--simulate", "--checkpoint", "x.db", "--max-tokens", "9")
+    assert cli("plan", *words)[0] == 0
+    assert "nothing has run yet" in cli("status", "x.db")[1]
+    code, _, err = cli("run", *words, "--concurrency", "1", "--script", script(tmp_path), "--credits", "0.00002")
+    assert code == 3, err
+    before = cli("status", "x.db")[1]
+    assert "parked (credits)" in before
+    code, _, err = cli("plan", *words, "--system", "Otherwise.")
+    assert code == 2, err
+    assert cli("status", "x.db")[1] == before
+    assert cli("plan", *words, "--system", "Otherwise.", "--new-requests")[0] == 0
+    assert "parked (credits)" in cli("status", "x.db")[1]
+
+
+@pytest.mark.parametrize("words", [("export", "x.db", "-o", "-"), ("status", "x.db"), ("errors", "x.db", "--json")])
+def test_a_reader_that_leaves_early_is_exit_141_and_silent(cli: Cli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(3))
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write("{broken\n")
+    code, _, err = cli("plan", "in.jsonl", "-m", MODEL, "--simulate", "--skip-bad-rows", "--checkpoint", "x.db")
+    assert code == 0, err
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "batchrun", *words], check=False, stdout=writing, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_status_export_and_errors_tell_how_a_parked_job_stands(cli: Cli, tmp_path: Path) -> None:

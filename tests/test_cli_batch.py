@@ -71,7 +71,7 @@ def test_plan_sends_nothing_and_tells_lane_cost_and_time(here: Path) -> None:
     code, out, err = said("plan", *RUN[1:-2])
     assert (code, err) == (0, "")
     assert out.startswith(f"30 rows: 0 answered, 30 to send.\n\n{MODEL}: live, 30 rows. A batch costs the same")
-    assert not list(here.glob("checkpoints/*.simulator.jsonl"))
+    assert not list(here.glob("checkpoints/*.simulator*"))
     plan = json.loads(said("plan", *RUN[1:-2], "--json")[1])
     assert plan["models"][0]["lane"] == "live"
     assert plan["cost_usd"]["likely"] > 0

@@ -146,6 +146,22 @@ def test_a_reader_that_leaves_early_is_no_internal_error(tmp_path: Path) -> None
         assert running.stdout.readline() == b"t.jsonl:1: not valid JSON: the line ends too soon\n"
         running.stdout.close()
         assert running.stderr.read() == b""
+        assert running.wait() == 141
+
+
+def test_a_pipe_is_refused_and_not_waited_for(check: Check) -> None:
+    os.mkfifo("p.jsonl")
+    code, out, _ = check("p.jsonl")
+    assert code == 2
+    assert out.startswith("p.jsonl: is not a regular file.")
+    reading, writing = os.pipe()
+    try:
+        code, out, _ = check(f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert code == 2
+    assert "is not a regular file." in out
 
 
 @pytest.mark.parametrize(

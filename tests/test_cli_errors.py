@@ -14,13 +14,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from batchrun.cli.main import main
 from batchrun.faces.errors import MARKS, MOST_KINDS, OTHER, Grouping, fix_for, table, text
-from batchrun.records import Fault
+from batchrun.job import Asking, Job
+from batchrun.records import Endpoint, Fault, Route
 from batchrun.store.view import Rejected, View
 
 MODEL = "simulator/tiny-512"
@@ -102,7 +104,7 @@ def test_rejected_rows_are_grouped_by_reason_with_share_status_examples_and_comm
     code, out, _ = mixed("errors", "c.db")
     assert code == 0
     paragraphs = out.split("\n\n")
-    assert paragraphs[0] == "7 rows rejected."
+    assert paragraphs[0] == "7 rows rejected (rows are numbered from 0)."
     assert paragraphs[1].startswith("bad_request  3 rows (43%), HTTP 400, such as rows 1, 3, 6\n")
     assert paragraphs[2].startswith("too_long  2 rows (29%), HTTP 400, such as rows 2, 5\n")
     assert "batchrun errors c.db --retry too_long && batchrun resume c.db --on-too-long truncate" in paragraphs[2]
@@ -121,7 +123,7 @@ def test_marked_answers_are_counted_after_the_rejections(mixed: Cli) -> None:
     assert "batchrun resume c.db --on-length retry" in last
     _, out, _ = mixed("errors", "c.db", "--fault", "too_long")
     assert "cut_short" not in out
-    assert out.startswith("2 rows rejected.")
+    assert out.startswith("2 rows rejected (rows are numbered from 0).")
     _, out, _ = mixed("errors", "c.db", "--groups")
     assert [(mark["fault"], mark["answers"]) for mark in json.loads(out)["marked"]] == [("cut_short", 1)]
 
@@ -164,10 +166,10 @@ def test_however_many_messages_there_are_so_many_kinds_are_told_apart_and_none_i
     assert sum(kind.rows for kind in kinds) == len(words()) + 5
     assert (kinds[0].message, kinds[0].rows) == (OTHER, len(words()) - MOST_KINDS)
     assert next(kind.rows for kind in kinds if kind.fault is Fault.TOO_LONG) == 5
-    page = text(kinds, {}, "c.db", ())
+    page = text(kinds, {}, "c.db", None)
     assert page.count("no such thing as") == 9
     assert "of 191 more kinds" in page
-    assert len(table(kinds, {}, "c.db", ())["groups"]) == len(kinds)  # type: ignore[arg-type]
+    assert len(table(kinds, {}, "c.db", None)["groups"]) == len(kinds)  # type: ignore[arg-type]
 
 
 def test_what_is_remembered_of_messages_is_bounded() -> None:
@@ -181,7 +183,9 @@ def test_what_is_remembered_of_messages_is_bounded() -> None:
 @pytest.mark.parametrize("fault", Fault)
 def test_every_fault_has_its_advice_and_its_commands_can_be_pasted(fault: Fault, tmp_path: Path) -> None:
     checkpoint = str(tmp_path / "my job's.db")
-    fix = fix_for(fault, checkpoint, (str(tmp_path / "a b.jsonl"),))
+    url = "https://my server.example"
+    job = Job((str(tmp_path / "a b.jsonl"),), checkpoint, Asking(), base_url=url, key_env="MY_KEY", route=Route.BATCH)
+    fix = fix_for(fault, checkpoint, job)
     assert fix.advice[-1] in ".:"
     assert bool(fix.commands) == (fix.advice[-1] == ":")
     for command in fix.commands:
@@ -190,6 +194,35 @@ def test_every_fault_has_its_advice_and_its_commands_can_be_pasted(fault: Fault,
         if parts[1] in {"errors", "resume"}:
             assert checkpoint in parts
             assert parts.count("batchrun") == parts.count("&&") + 1
+        if parts[1] == "models":
+            assert parts[2:] == ["--base-url", url, "--key-env", "MY_KEY"]
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_SHORT, Fault.INVALID_OUTPUT])
+def test_a_job_in_batches_is_told_the_route_that_can_ask_again(fault: Fault) -> None:
+    job = Job((), "c.db", Asking())
+    (command,) = fix_for(fault, "c.db", msgspec.structs.replace(job, route=Route.BATCH)).commands
+    assert command.startswith("batchrun resume c.db --route auto --on-")
+    assert command.endswith(" retry"), "a count may be added"
+    assert "--route" not in fix_for(fault, "c.db", job).commands[0]
+
+
+def test_the_models_to_look_at_are_those_of_the_jobs_server() -> None:
+    job = Job((), "c.db", Asking())
+    for one, words in ((job, ""), (msgspec.structs.replace(job, simulate=True, base_url="http://x:1"), " --simulate")):
+        assert fix_for(Fault.MODEL_MISSING, "c.db", one).commands[0] == f"batchrun models{words}"
+
+
+@pytest.mark.parametrize("fault", [Fault.BAD_ROW, Fault.BAD_REQUEST])
+def test_a_check_that_would_fail_good_rows_is_not_advised(fault: Fault) -> None:
+    def checks(asking: Asking) -> list[str]:
+        fix = fix_for(fault, "c.db", Job((str(Path("in.jsonl").absolute()),), "c.db", asking))
+        assert bool(fix.commands) == (fix.advice[-1] == ":")
+        return [command for command in fix.commands if command.startswith("batchrun check")]
+
+    assert checks(Asking()) == ["batchrun check in.jsonl"]
+    assert checks(Asking(endpoint=Endpoint.COMPLETIONS)) == ["batchrun check in.jsonl --endpoint completions"]
+    assert checks(Asking(template="{{ a }}")) == []
 
 
 # --- putting back ----------------------------------------------------------------------------------------------------
@@ -231,7 +264,31 @@ def test_retry_puts_back_all_or_those_of_a_fault(
     assert (code, out) == (0, "")
     assert left("c.db") == rest
     back = sum(ALL.values()) - sum(rest.values())
-    assert err.startswith(f"{back} rows pending again." if back else "No rejected row could be put back")
+    nothing = "Only lines of the input" if "bad_row" in words else "No row is rejected for server"
+    assert err.startswith(f"{back} rows pending again." if back else nothing)
+
+
+def test_putting_back_leaves_told_how_the_last_run_ended_and_writes_a_line_in_the_diary(mixed: Cli) -> None:
+    connection = sqlite3.connect("c.db")
+    with connection:
+        connection.execute("update run set state = 'parked', reason = 'credits'")
+    connection.close()
+    before = json.loads(mixed("status", "c.db", "--json")[1])
+    assert mixed("errors", "c.db", "--retry", "server")[0] == 0
+    assert json.loads(mixed("status", "c.db", "--json")[1])["events"] == before["events"], "nothing was opened"
+    assert mixed("errors", "c.db", "--retry", "too_long")[0] == 0
+    after = json.loads(mixed("status", "c.db", "--json")[1])
+    for name in ("state", "reason", "opened", "closed"):
+        assert after[name] == before[name]
+    assert (before["state"], before["reason"], after["pending"]) == ("parked", "credits", 2)
+    assert (after["events"][-1]["kind"], after["events"][-1]["detail"]) == ("retry", "2 rows pending again (too_long)")
+
+
+def test_without_a_rejected_row_there_is_none_to_put_back(cli: Cli, tmp_path: Path) -> None:
+    write_lines(tmp_path / "in.jsonl", {"prompt": "good"})
+    ran(cli, "in.jsonl")
+    for words in (("--retry",), ("--retry", "bad_row"), ("--retry", "server")):
+        assert cli("errors", "c.db", *words)[2] == "No row is rejected, so there is none to put back.\n"
 
 
 def test_what_was_put_back_is_sent_by_the_next_run(mixed: Cli) -> None:

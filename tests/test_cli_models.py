@@ -87,21 +87,43 @@ def test_another_servers_prices_are_never_taken_from_togethers_list(cli: Command
         (saying(404, b"nothing here"), 2, "This server has no model list (HTTP 404)."),
         (saying(405, {"detail": "Method Not Allowed"}), 2, "This server has no model list (HTTP 405)."),
         (saying(200, b"<html>welcome</html>"), 2, "no model list that can be read"),
-        (saying(401, {"error": {"message": "Invalid API key"}}), 4, "refuses the key (401)"),
-        (saying(403, {"error": "Forbidden"}), 4, "refuses the key (403)"),
+        (saying(401, {"error": {"message": "Invalid API key"}}), 4, "refuses the key read from TOGETHER_API_KEY (401)"),
+        (saying(403, {"error": "Forbidden"}), 4, "refuses the key read from TOGETHER_API_KEY (403)"),
+        (saying(403, b"<html>blocked</html>"), 5, "Something on the way may be answering in its place."),
         (saying(402, {"error": {"message": "Credit limit exceeded."}}), 3, "out of credits"),
         (saying(503, b"<html>busy</html>"), 5, "just now (HTTP 503)"),
         (saying(500, b""), 5, "just now (HTTP 500)"),
         (saying(429, b""), 5, "just now (HTTP 429)"),
     ],
 )
-def test_a_server_that_gives_no_list_is_told_in_one_line_with_the_code_that_fits(
+def test_a_server_that_gives_no_list_is_told_in_a_line_or_two_with_the_code_that_fits(
     cli: Command, reply: Any, code: int, words: str
 ) -> None:
     with serving({"GET /v1/models": reply}) as url:
         got, out, err = cli("models", "--base-url", url)
-    assert (got, out, len(err.splitlines())) == (code, "", 1)
+    assert (got, out) == (code, "")
+    assert len(err.splitlines()) <= 2
     assert words in err
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [saying(403, b"blocked"), saying(401, b"no"), saying(403, {"error": "Forbidden"}), saying(402, b""), saying(502)],
+)
+@pytest.mark.parametrize("key", [True, False])
+def test_models_and_doctor_say_the_same_of_the_same_replies(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, reply: Any, *, key: bool
+) -> None:
+    if not key:
+        monkeypatch.delenv("TOGETHER_API_KEY")
+    with serving({"GET /v3/whoami": reply, "GET /v1/models": reply}) as url:
+        code, _, said = cli("models", "--base-url", url)
+        other, report, _ = cli("doctor", "--json", "--base-url", url)
+    (found,) = [check for check in json.loads(report)["checks"] if check["name"] == "key"]
+    assert code == other
+    if code != 5:
+        assert said == f"Error: {found['sentence']}\n{found['next_step']}\n"
+        assert ("none is sent" in said) is (not key and code == 4)
 
 
 def test_a_server_that_cannot_be_reached_is_exit_5(cli: Command) -> None:
@@ -171,8 +193,23 @@ def test_when_credits_end_the_other_models_are_left_alone(cli: Command) -> None:
         code, out, err = cli("models", "--base-url", url, "--probe", "--yes", "--json")
     assert code == 3
     assert len(asked) <= 4
-    assert "out of credits" in err
+    assert "Probing stopped: the account is out of credits.\n" in err
     assert [model["callable"] for model in json.loads(out)] == [None] * 40
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [(True, "the server refuses the key"), (False, "the server wants a key, and none is sent")]
+)
+def test_probing_that_stops_for_the_key_says_so(
+    cli: Command, monkeypatch: pytest.MonkeyPatch, *, key: bool, words: str
+) -> None:
+    if not key:
+        monkeypatch.delenv("TOGETHER_API_KEY")
+    refusal = saying(401, {"error": {"message": "Invalid API key"}})
+    with serving({"GET /v1/models": saying(body=[PRICED]), "POST /v1/chat/completions": refusal}) as url:
+        code, _, err = cli("models", "--base-url", url, "--probe", "--yes")
+    assert code == 4
+    assert err.endswith(f"Probing stopped: {words}.\n")
 
 
 @pytest.mark.parametrize(

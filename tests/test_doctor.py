@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
 import time
@@ -22,13 +23,14 @@ from support import MODEL
 
 from batchrun.doctor import machine
 from batchrun.doctor.findings import Finding, State, bad, exit_code, guarded, ok, skipped, warn
-from batchrun.doctor.server import Asked, _key_refused
+from batchrun.doctor.server import _key_refused
 from batchrun.errors import StorageError
 from batchrun.job import Asking, Job
 from batchrun.store import engine
 
 NAMES = [
-    "versions", "folder", "space", "open files", "environment", "network", "clock", "key", "models", "model", "probe",
+    "versions", "folder", "checkpoint", "space", "open files", "environment", "network", "clock", "key", "models",
+    "model", "probe",
 ]  # fmt: skip
 WHO = {"organization_id": "o"}
 LIST = [{"id": MODEL, "type": "chat", "context_length": 4096, "pricing": {"input": 0.05, "output": 0.2}}]
@@ -102,8 +104,7 @@ def test_a_refused_key_is_told_with_where_it_came_from_and_the_rest_is_skipped(c
 
 
 def test_who_has_a_refused_key_of_together_learns_where_to_get_one() -> None:
-    asked = Asked(Job((), "", Asking()), "read from TOGETHER_API_KEY", lacks_key=False, model=None, may_probe=False)
-    found = _key_refused(401, asked)
+    found = _key_refused(401, Job((), "", Asking()), "read from TOGETHER_API_KEY")
     assert "https://api.together.ai/settings/api-keys" in found.next_step
 
 
@@ -193,7 +194,7 @@ def test_of_a_base_url_neither_path_nor_password_is_told(cli: Command, monkeypat
     code, checks = looked(cli, "--base-url", "https://walter:hunter2@example.org")
     assert (code, checks["environment"]["state"]) == (2, "bad")
     assert "hunter2" not in json.dumps(checks)
-    assert states(checks, *NAMES[5:]) == ["skipped"] * 6
+    assert states(checks, *NAMES[6:]) == ["skipped"] * 6
 
 
 def closed_port() -> int:
@@ -222,7 +223,7 @@ def test_a_name_a_connection_and_a_certificate_are_told_apart(cli: Command, cert
     assert code == 5
     assert "The certificate of 127.0.0.1 is not trusted (self-signed certificate)." in checks["network"]["sentence"]
     assert "SSL_CERT_FILE" in checks["network"]["next_step"]
-    assert states(checks, *NAMES[6:]) == ["skipped"] * 5
+    assert states(checks, *NAMES[7:]) == ["skipped"] * 5
 
 
 @pytest.fixture
@@ -295,7 +296,7 @@ def test_a_401_is_about_the_key_in_whatever_form_it_comes(cli: Command) -> None:
     assert (code, checks["key"]["exit_code"]) == (4, 4)
 
 
-@pytest.mark.parametrize("page", [JUNK[0], JUNK[6], JUNK[8], JUNK[11]])
+@pytest.mark.parametrize("page", [JUNK[0], JUNK[6], JUNK[8]])
 def test_something_that_answers_in_the_servers_place_is_bad_and_does_not_count_as_a_taken_key(
     cli: Command, page: Any
 ) -> None:
@@ -379,9 +380,45 @@ def test_a_folder_that_cannot_be_written_is_bad_and_nothing_is_left_behind(cli: 
         code, checks = looked(cli, "--base-url", url, "--checkpoint", "/proc/no-such/c.db")
         assert (code, checks["folder"]["state"], checks["folder"]["exit_code"]) == (11, "bad", 11)
         code, checks = looked(cli, "--base-url", url, "--checkpoint", str(tmp_path / "a/b/c.db"))
-    assert (code, checks["folder"]["state"]) == (0, "ok")
+    assert (code, checks["folder"]["state"]) == (2, "ok")
     assert "will be made" in checks["folder"]["sentence"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_read_or_was_named_and_is_not_there_is_bad(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "no.db").write_text('{"prompt": "no database"}\n' * 100)
+    sqlite3.connect(tmp_path / "other.db").executescript("create table t(a)").connection.close()
+    (tmp_path / "folder").mkdir()
+    seen = {}
+    with serving(GOOD) as url:
+        for name in ("no.db", "other.db", "gone.db", "folder"):
+            code, checks = looked(cli, "--base-url", url, "--checkpoint", name)
+            seen[name] = (code, checks["checkpoint"]["state"], checks["checkpoint"]["sentence"])
+        code, checks = looked(cli, "--base-url", url)
+    assert (code, checks["checkpoint"]["state"]) == (0, "skipped")
+    assert seen == {
+        "no.db": (11, "bad", "no.db: The checkpoint is not a SQLite file, or it is damaged."),
+        "other.db": (11, "bad", "other.db: This file is not a batchrun checkpoint."),
+        "gone.db": (2, "bad", f"There is no checkpoint at {tmp_path}/gone.db."),
+        "folder": (0, "skipped", "There is none yet."),
+    }
+
+
+def test_a_checkpoint_that_can_be_read_is_fine(cli: Command, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    assert cli("plan", "in.jsonl", "-m", MODEL, "--simulate", "--checkpoint", "c.db")[0] == 0
+    with serving(GOOD) as url:
+        code, checks = looked(cli, "--base-url", url, "--checkpoint", "c.db")
+    assert (code, checks["checkpoint"]["sentence"]) == (0, "c.db can be read.")
+
+
+@pytest.mark.parametrize("reply", [JUNK[11], saying(502, b"<html>Bad Gateway</html>")])
+def test_a_server_in_trouble_is_told_as_such(cli: Command, reply: Any) -> None:
+    with serving(dict.fromkeys(GOOD, reply)) as url:
+        code, checks = looked(cli, "--base-url", url)
+    assert (code, checks["key"]["state"]) == (5, "bad")
+    assert "the server is in trouble (HTTP 50" in checks["key"]["sentence"]
+    assert checks["key"]["next_step"] == "Try again later."
 
 
 def test_a_network_file_system_is_refused_in_the_words_of_a_run(
@@ -449,12 +486,12 @@ def test_a_broken_check_does_not_stop_the_command(cli: Command, monkeypatch: pyt
     def breaks(*_: object, **__: object) -> Finding:
         raise RuntimeError("a prompt")
 
-    for name in ("versions", "folder", "space", "open_files", "environment"):
+    for name in ("versions", "folder", "checkpoint", "space", "open_files", "environment"):
         monkeypatch.setattr(machine, name, breaks)
     with serving(GOOD) as url:
         code, checks = looked(cli, "--base-url", url)
     assert code == 0
-    assert states(checks, *NAMES[:7]) == ["warn"] * 5 + ["ok"] * 2
+    assert states(checks, *NAMES[:8]) == ["warn"] * 6 + ["ok"] * 2
 
 
 def test_doctor_works_where_its_own_folder_is_gone(cli: Command, tmp_path: Path) -> None:

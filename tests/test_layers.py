@@ -16,8 +16,8 @@ ROOT = Path(batchrun.__file__).parent
 
 ROWS = {
     "records": 0, "errors": 0, "clock": 0, "door": 0,
-    "job": 1, "reports": 1,
-    "rules": 2,
+    "job": 1,
+    "rules": 2, "reports": 2,
     "data": 3, "files": 3, "store": 3, "api": 3,
     "lanes": 4,
     "output": 5, "wanted": 5, "terms": 5, "choice": 6, "rows": 6, "sending": 7, "doctor": 7, "run": 8, "faces": 8,

@@ -293,6 +293,51 @@ async def test_another_word_while_a_repaired_batch_runs_leaves_the_column_true(
     assert all(sent_in(row).startswith("middle of message 1 cut, ") for row in long)
 
 
+async def test_a_word_that_is_taken_back_holds_for_rows_that_come_back_from_a_repaired_batch(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    source = write(tmp_path / "in.jsonl", LONG_TEXT)
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        fields = {**in_lane("batch", lines=100), "repairs": ADAPT["truncate"]}
+        job = make_job(simulator.url, source, asking=asking("truncate"), **fields)
+        crashing(2, only="create")
+        assert await crashed(job)
+        assert [made.lines for made in simulator.batches.jobs] == [ROWS], "the cut ones wait for a job"
+        other = msgspec.structs.replace(job, repairs=ADAPT["reject"], route=Route.LIVE)
+        report = await one_start(other)
+        long = home(other, report, simulator)
+    assert (report.exit_code, report.rejections) == (10, {"too_long": len(LONG)})
+    assert {(row["state"], row["repair"]) for row in long} == {("rejected", None)}
+    assert plans(job) == 0
+
+
+@pytest.mark.parametrize("lines", [1, 4])
+async def test_of_identical_rows_each_tells_what_was_sent_for_it(lines: int, tmp_path: Path, make_job: MakeJob) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"id": n, "prompt": FULL_TEXT}) + "\n" for n in range(4)))
+    refused = Fault(FaultKind.TOO_LONG, content=FULL_TEXT.strip(), count=2, context=180)
+    async with Simulator(Settings(latency=0.0, faults=(refused,))) as simulator:
+        fields = {**in_lane("batch", lines=lines), "repairs": ADAPT["truncate"]}
+        job = make_job(simulator.url, source, asking=asking("truncate"), **fields)
+        report = await one_start(job)
+        rows = read_rows(job.output or "")
+        assert (report.exit_code, len(simulator.account.charges)) == (0, 4), report.message
+        whole = max(charge.prompt_tokens for charge in simulator.account.charges)
+    found = sorted((row["attempts"], row["prompt_tokens"] == whole, row["repair"] is None) for row in rows)
+    assert found == [(1, True, True)] * 2 + [(2, False, False)] * 2
+
+
+async def test_what_was_planned_is_forgotten_once_it_is_answered(tmp_path: Path, make_job: MakeJob) -> None:
+    source = write(tmp_path / "in.jsonl", LONG_TEXT)
+    async with Simulator(Settings(latency=0.0)) as simulator:
+        fields = {**in_lane("auto", lines=100), "repairs": ADAPT["truncate"]}
+        job = make_job(simulator.url, source, asking=asking("truncate"), **fields)
+        home(job, await one_start(job), simulator)
+        assert plans(job) == len(LONG)
+        assert (await one_start(job)).exit_code == 0
+    assert plans(job) == 0
+
+
 async def killed_story(lane: str, number: int, tmp_path: Path, make_job: MakeJob) -> bool:
     """Killed before the n-th step and run again; whether there was such a step.
 

@@ -22,6 +22,9 @@ from batchrun.rules import lengths, money
 PATHS = {Endpoint.CHAT: "/v1/chat/completions", Endpoint.COMPLETIONS: "/v1/completions"}
 MODELS_PATH = "/v1/models"
 
+# Types of listed models that make text (OpenAPI file, `ModelInfo.type`); some servers name none.
+TEXT_TYPES = frozenset({"", "chat", "language", "code"})
+
 LONGEST_MESSAGE = 200
 QUOTED_RUN = 16
 # A key is cut out in whole at any length, and in part from this length on.
@@ -67,7 +70,7 @@ def _completion(reply: Reply) -> Completion | Broken:
     finish = choice.get("finish_reason")
     finish = finish if isinstance(finish, str) else ""
     model = parsed.get("model")
-    model = model if isinstance(model, str) else ""
+    model = printable(model) if isinstance(model, str) else ""
     return Completion(reply.body, model, finish, _usage(parsed.get("usage")), _FINISH_FAULTS.get(finish))
 
 
@@ -199,12 +202,18 @@ def redacted(message: str, body: bytes, key: str | None) -> str:
 
     Promise: neither prompt nor key is ever shown; the result has at most 200 characters.
     """
+    message = printable(message[: 2 * _LONGEST_READ])
     if len(body) > _LONGEST_SEARCHED:
         return _own_words(message, body) or _TOO_LONG_TO_SEARCH
     message = " ".join((message.replace(key, "…") if key else message)[:_LONGEST_READ].split())
     if key:
         message = "".join(_without_quotations(message, key, _KEY_RUN))
     return "".join(islice(_without_quotations(message, _said(body), QUOTED_RUN), LONGEST_MESSAGE))
+
+
+def printable(text: str) -> str:
+    """The text with white space as spaces, and a mark for what would command a terminal."""
+    return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 
 def _own_words(message: str, body: bytes) -> str:

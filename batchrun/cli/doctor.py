@@ -65,7 +65,7 @@ def may_pay(question: str, *, yes: bool) -> bool:
 
 @click.command()
 @click.option("-m", "--model", metavar="MODEL", help="Look at this model too; with --yes, ask it for one token.")
-@click.option("--checkpoint", metavar="PATH", help="Look at its folder; default: the newest in checkpoints/.")
+@click.option("--checkpoint", metavar="PATH", help="Look at it and its folder; default: the newest in checkpoints/.")
 @click.option("--base-url", metavar="URL", help="Another server; or TOGETHER_BASE_URL.")
 @click.option("--key-env", metavar="NAME", help="Variable with the key (TOGETHER_API_KEY).")
 @click.option("--insecure-http", is_flag=True, help="Allow plain http to another machine.")
@@ -112,9 +112,12 @@ def _findings(place: str, given: Mapping[str, Any], model: str | None, *, yes: b
     from batchrun.doctor.findings import USAGE, bad, guarded, skipped
     from batchrun.doctor.server import ASKED
 
+    typed = given["checkpoint"]
+    named = typed is not None and not Path(typed).expanduser().is_dir()
     here = [
         guarded("versions", machine.versions),
         guarded("folder", lambda: machine.folder(place)),
+        guarded("checkpoint", lambda: machine.checkpoint(place, named=named)),
         guarded("space", lambda: machine.space(place)),
         guarded("open files", machine.open_files),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -65,8 +65,8 @@ def errors(
     _check_fault(fault)
     path = newest_checkpoint(checkpoint)
     if retry is not None:
-        rows = _retried(path, fault)
-        click.echo(msgspec.json.encode({"rows": rows}) if as_json else _told(rows, path), err=not as_json)
+        rows, said = _retried(path, fault)
+        click.echo(msgspec.json.encode({"rows": rows}) if as_json else said, err=not as_json)
     elif target is not None:
         _exported(path, target, fault)
     elif as_json and not groups:
@@ -137,11 +137,11 @@ def _grouped(path: str, fault: str | None, show: int, *, as_json: bool) -> None:
         stored = view.job()
         grouping.add(_rejected(view, fault))
         marked = view.marked_answers() if fault is None else {}
-    inputs = msgspec.json.decode(stored[1], type=Job).inputs if stored is not None else ()
+    job = msgspec.json.decode(stored[1], type=Job) if stored is not None else None
     if as_json:
-        click.echo(msgspec.json.encode(face.table(grouping.kinds(), marked, path, inputs)))
+        click.echo(msgspec.json.encode(face.table(grouping.kinds(), marked, path, job)))
     else:
-        click.echo(face.text(grouping.kinds(), marked, path, inputs))
+        click.echo(face.text(grouping.kinds(), marked, path, job))
 
 
 def _exported(path: str, target: str, fault: str | None) -> None:
@@ -194,32 +194,42 @@ class _Unread:
         return f" {self.count:,} {lines} left out: {places}"
 
 
-def _told(rows: int, path: str) -> str:
-    from batchrun.faces.words import place
-    from batchrun.faces.words import rows as counted
-
-    if not rows:
-        return "No rejected row could be put back (a bad input line has to be mended in the input)."
-    return f"{counted(rows)} pending again. Send {'it' if rows == 1 else 'them'}: batchrun resume {place(path)}"
-
-
-def _retried(path: str, fault: str | None) -> int:
-    """Put rows back under the lock, as a run of its own that sends nothing."""
+def _retried(path: str, fault: str | None) -> tuple[int, str]:
+    """Put rows back, if there are any that can be; how many went back, and what to say of it."""
     import asyncio
 
-    from batchrun.clock import RealClock
-    from batchrun.store.store import Hidden, Store
+    from batchrun.faces.words import place
+    from batchrun.faces.words import rows as counted
     from batchrun.store.view import View
 
-    async def put_back(provider: str) -> int:
-        store = await Store.open(path, RealClock(), provider=provider)
-        try:
-            rows = await store.retry_rejections(fault)
-            await store.close("parked" if rows else "finished", "rejected rows were put back", doubt=Hidden(0, 0))
-        finally:
-            await store.release()
-        return rows
-
     with View(path) as view:
-        stored = view.job()
-    return asyncio.run(put_back(stored[0])) if stored is not None else 0
+        stored, rejected = view.job(), view.rejections_by_fault()
+    meant = {name for name in rejected if fault is None or name == fault}
+    if stored is None or not meant - {Fault.BAD_ROW}:
+        return 0, _nothing_to_retry(rejected, fault)
+    rows = asyncio.run(_put_back(path, stored[0], fault))
+    return rows, f"{counted(rows)} pending again. Send {'it' if rows == 1 else 'them'}: batchrun resume {place(path)}"
+
+
+def _nothing_to_retry(rejected: Mapping[str, int], fault: str | None) -> str:
+    if not rejected:
+        return "No row is rejected, so there is none to put back."
+    if fault is not None and fault not in rejected:
+        return f"No row is rejected for {fault}, so there is none to put back."
+    return "Only lines of the input that make no request are rejected (bad_row): mend them there and run again."
+
+
+async def _put_back(path: str, provider: str, fault: str | None) -> int:
+    """Under the lock, as a start that sends nothing: how the run before ended stays told."""
+    from batchrun.clock import RealClock
+    from batchrun.faces.words import rows as counted
+    from batchrun.store.store import Store
+
+    store = await Store.open(path, RealClock(), provider=provider)
+    try:
+        rows = await store.retry_rejections(fault)
+        await store.note("retry", f"{counted(rows)} pending again ({fault or _ALL})")
+        await store.withdraw()
+    finally:
+        await store.release()
+    return rows

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -21,9 +22,24 @@ from batchrun.cli.simulate import simulate
 from batchrun.errors import BatchrunError, InputError
 
 _STANDARD_ERROR = 2
+_BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+class _Commands(click.Group):
+    """A group whose reader may leave early, as `head` does: silent, and told by the exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click would make it exit code 1
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter complains when it flushes once more
+            os.close(nowhere)
+            raise click.exceptions.Exit(_BROKEN_PIPE) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="batchrun")
 def batchrun() -> None:
     """Run a million prompts overnight. Lose nothing, pay once.

@@ -49,10 +49,14 @@ def models(
     """
     job = server_job(given)
     from batchrun.api.key import key_for
+    from batchrun.doctor.findings import CREDITS
+    from batchrun.doctor.machine import key_source
+    from batchrun.doctor.server import is_sent
 
     key = "simulated" if job.simulate else key_for(job, key_in(job, os.environ))
+    source = key_source(job, os.environ, sent=bool(key))
     with reachable(job) as there:
-        entries, code = asyncio.run(_listed(there, key, (pattern, kind, every), probe=probe, yes=yes))
+        entries, code = asyncio.run(_listed(there, key, source, (pattern, kind, every), probe=probe, yes=yes))
     from batchrun.faces import models as face
 
     if as_json:
@@ -60,12 +64,13 @@ def models(
     else:
         click.echo(face.table(entries) if entries else "No model fits.")
     if code:
-        click.echo("Probing stopped: the account is out of credits or the key was refused.", err=True)
+        refused = "the server refuses the key" if is_sent(source) else "the server wants a key, and none is sent"
+        click.echo(f"Probing stopped: {'the account is out of credits' if code == CREDITS else refused}.", err=True)
     raise click.exceptions.Exit(code)
 
 
 async def _listed(
-    job: Job, key: str | None, wanted: tuple[str | None, str | None, bool], *, probe: bool, yes: bool
+    job: Job, key: str | None, source: str, wanted: tuple[str | None, str | None, bool], *, probe: bool, yes: bool
 ) -> tuple[list[Entry], int]:
     from batchrun.api.client import Client
     from batchrun.clock import RealClock
@@ -73,28 +78,31 @@ async def _listed(
     async with Client(job.base_url, key, job.timeouts, RealClock()) as client:
         listing = await client.listing()
         if not isinstance(listing, list):
-            _leave(listing)
+            _leave(listing, job, source)
         chosen = _chosen(listing, *wanted)
         if not probe or not chosen or not _agreed(job, chosen, yes=yes):
             return [_entry(job, one) for one in chosen], 0
         return await _probed(client, job, chosen, listing)
 
 
-def _leave(listing: Refusal | Broken) -> NoReturn:
-    """A server without a list: a line and the exit code that fits, since trying again helps only some of them."""
-    from batchrun.doctor.findings import CREDITS, KEY, UNREACHABLE, USAGE
+def _leave(listing: Refusal | Broken, job: Job, source: str) -> NoReturn:
+    """A server without a list: lines, and the exit code that fits, since trying again helps only some of them."""
+    from batchrun.doctor.findings import UNREACHABLE, USAGE
+    from batchrun.doctor.server import key_trouble
     from batchrun.records import Broken, Fault
     from batchrun.rules import faults
 
     known = "A run goes on without a list; prices come from --price."
     fault = faults.trouble(listing).fault
-    if isinstance(listing, Broken):
+    found = key_trouble(listing, job, source)
+    if found is not None:
+        said, code = f"{found.sentence}\n{found.next_step}", found.exit_code
+    elif isinstance(listing, Broken):
         said, code = listing.message, USAGE if listing.garbled else UNREACHABLE
         said = f"This server has no model list that can be read. {known}" if listing.garbled else said
-    elif fault is Fault.KEY or listing.status == 403:  # noqa: PLR2004 - on a list it is about the key
-        said, code = f"The server refuses the key ({listing.status}). `batchrun doctor` tells more.", KEY
-    elif fault is Fault.CREDITS:
-        said, code = "The account is out of credits.", CREDITS
+    elif listing.status == 403:  # noqa: PLR2004 - and not in the API's words, or it would be about the key
+        said = "The reply (HTTP 403) is not one of such a server.\nSomething on the way may be answering in its place."
+        code = UNREACHABLE
     elif fault in {Fault.THROTTLED, Fault.OVERLOADED, Fault.SERVER}:
         said, code = f"The server gives no model list just now (HTTP {listing.status}). Try again later.", UNREACHABLE
     else:

@@ -16,6 +16,7 @@ from batchrun.cli.words import key_in, new_job
 if TYPE_CHECKING:
     from batchrun.job import Job
     from batchrun.rules.route import Plan
+    from batchrun.store.store import Store
 
 
 @click.command()
@@ -59,7 +60,7 @@ async def _known(job: Job, *, new_requests: bool) -> Any:
     from batchrun import choice, wanted
     from batchrun.clock import RealClock
     from batchrun.files.source import discover
-    from batchrun.store.store import Hidden, Store
+    from batchrun.store.store import Store
     from batchrun.store.view import View
 
     files = discover(job.inputs)
@@ -67,8 +68,15 @@ async def _known(job: Job, *, new_requests: bool) -> Any:
         store = await Store.open(job.checkpoint, RealClock(), provider=job.provider)
         try:
             await wanted.settle(store, job, files, new_requests=new_requests, watch=lambda _rows: False)
-            await store.close("parked", "planned", doubt=Hidden(0, 0))
         finally:
-            await store.release()
+            await _ended(store)
     with View(job.checkpoint) as view:
         return choice.known_of(view)
+
+
+async def _ended(store: Store) -> None:
+    """Planning is no run: why the job was parked before stays told, also when the plan was refused."""
+    try:
+        await store.withdraw()
+    finally:
+        await store.release()

@@ -22,7 +22,7 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
 
     Raises:
         BusyError: another run holds the checkpoint, and with it the account.
-        StorageError: the checkpoint's folder cannot be made.
+        StorageError: the checkpoint's folder cannot be made, or the account not be renamed.
         UsageError: it did not start; its own line says why.
     """
     try:
@@ -31,8 +31,11 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
         raise StorageError(f"The folder of the checkpoint cannot be made: {error.strerror}.") from error
     lock = Lock(checkpoint)
     lock.take()
-    lock.release()
-    words = ["--port", "0", "--json", "--with-parent", "--state", f"{checkpoint}.simulator.jsonl"]
+    try:
+        state = _state(checkpoint)
+    finally:
+        lock.release()
+    words = ["--port", "0", "--json", "--with-parent", "--state", str(state)]
     words += ["--credits", str(credits_usd)] if credits_usd is not None else []
     words += ["--script", script] if script is not None else []
     with subprocess.Popen(  # noqa: S603 - our own words, no shell
@@ -43,6 +46,21 @@ def simulator(checkpoint: str, credits_usd: float | None, script: str | None) ->
         start_new_session=True,  # Ctrl-C is for the run alone
     ) as process:
         yield _address(process)
+
+
+def _state(checkpoint: str) -> Path:
+    """Where the account is kept: an ending that is no input's, since a checkpoint may lie in a folder of inputs.
+
+    Earlier versions wrote `.simulator.jsonl`; such an account is renamed once.
+    """
+    state, old = Path(f"{checkpoint}.simulator"), Path(f"{checkpoint}.simulator.jsonl")
+    try:
+        for before, now in ((Path(f"{old}.files"), Path(f"{state}.files")), (old, state)):
+            if before.exists() and not now.exists():
+                before.rename(now)
+    except OSError as error:
+        raise StorageError(f"The simulator's account cannot be renamed: {error.strerror}.") from error
+    return state
 
 
 def _address(process: subprocess.Popen[bytes]) -> str:

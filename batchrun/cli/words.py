@@ -71,6 +71,9 @@ def new_job(inputs: tuple[str, ...], given: Mapping[str, Any], environment: Mapp
     if url and not simulate:
         fields["base_url"] = base_url(url)
     if given.get("key_env"):
+        if given["key_env"] not in environment:
+            # Not repeated, not stored: it may be the key itself.
+            raise UsageError("--key-env takes the name of a variable, and there is none of that name.", "Set it first.")
         fields["key_env"] = given["key_env"]
     return changed(msgspec.structs.replace(job, **fields), given)
 

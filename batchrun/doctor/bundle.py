@@ -33,7 +33,10 @@ EVENTS = 10_000
 
 _TEXT = "(text)"
 _RUN_STATES = frozenset({"new", "running", "killed", "finished", "parked", "failed", "crashed", "open"})
-_KINDS = frozenset({"batch", "closed", "credits", "deadline", "finished", "opened", "parked", "throttled"})
+_KINDS = frozenset(
+    {"batch", "closed", "credits", "deadline", "fallback", "finished", "loss", "opened", "parked", "retry"}
+    | {"throttled", "why"}
+)
 _BATCH_STATES = frozenset(
     {"planned", "uploading", "uploaded", "creating", "running", "ended", "collected", "abandoned"}
     | {"VALIDATING", "IN_PROGRESS", "COMPLETED", "FAILED", "EXPIRED", "CANCELLED", "CANCELING"}
@@ -43,7 +46,8 @@ _COUNTS = r"[\d,]+ answered, [\d,]+ rejected, [\d,]+ left"
 _DETAILS = {
     "opened": re.compile(r"[\d,]+ rows to send"),
     "finished": re.compile(_COUNTS),
-    "parked": re.compile(rf"(?:{'|'.join(ParkReason)}): {_COUNTS}|planned|rejected rows were put back"),
+    "parked": re.compile(rf"(?:{'|'.join(ParkReason)}): {_COUNTS}"),
+    "retry": re.compile(rf"[\d,]+ rows? pending again \((?:all|{'|'.join(Fault)})\)"),
     "credits": re.compile(
         r"The account has credits again\.|Out of credits; one call at a time looks whether there are any again\."
     ),
@@ -63,7 +67,7 @@ _SUFFIXES = frozenset({".jsonl", ".parquet", ".gz", ".zst", ".db", ".sim"})
 _FIGURES = (
     "total", "answered", "rejected", "pending", "submitted", "spent_nano", "unpriced", "maybe_twice",
     "maybe_twice_nano", "answers_per_second", "tokens_per_second", "seconds_left", "left_remote", "opened", "closed",
-    "now",
+    "now", "again",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Checks of this machine: versions, environment, the checkpoint's folder, free space, open files. Nothing is sent."""
+"""Checks of this machine: versions, environment, checkpoint and its folder, free space, open files. Nothing is sent."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from batchrun import __version__
-from batchrun.doctor.findings import DISK, USAGE, Finding, bad, ok, warn
+from batchrun.doctor.findings import DISK, USAGE, Finding, bad, ok, skipped, warn
 from batchrun.errors import StorageError, UsageError
 from batchrun.job import TOGETHER, TOGETHER_KEY, Job, is_loopback
 from batchrun.lanes.quota import CEILING
 from batchrun.store import engine
 from batchrun.store.opening import refuse_network
+from batchrun.store.view import View
 from batchrun.terms import OTHER_FILES
 
 NEEDED = ("aiohttp", "aiosqlite", "click", "jinja2", "msgspec", "pyarrow", "tqdm", "zstandard")
@@ -149,6 +150,21 @@ def folder(checkpoint: str) -> Finding:
         "folder", f"{shown}{will} is on a local disk, can be written, and takes SQLite's write-ahead log.",
         "Local disk, writable, takes a write-ahead log.",
     )  # fmt: skip
+
+
+def checkpoint(place: str, *, named: bool) -> Finding:
+    """Whether the checkpoint can be read; one that was named has to be there."""
+    if not named and not Path(place).exists():
+        return skipped("checkpoint", "There is none yet.")
+    try:
+        with View(place) as view:
+            view.kept()
+    except UsageError as error:  # it names the place itself
+        return bad("checkpoint", error.exit_code, error.message, error.next_step, "What was named is not there.")
+    except StorageError as error:
+        said = f"{Path(place).name}: {error.message}"
+        return bad("checkpoint", error.exit_code, said, error.next_step, "It cannot be read.")
+    return ok("checkpoint", f"{Path(place).name} can be read.", "It can be read.")
 
 
 def space(checkpoint: str) -> Finding:

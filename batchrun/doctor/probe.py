@@ -19,7 +19,7 @@ from batchrun.rules.probing import probe_request
 # A model of these types is asked for text by the other endpoint.
 _PLAIN = frozenset({"language", "code"})
 # What batchrun can ask anything of; "" is a server that does not say.
-TEXT_TYPES = frozenset({"", "chat", *_PLAIN})
+TEXT_TYPES = wire.TEXT_TYPES
 
 BILLING = "https://api.together.ai/settings/billing"
 KEYS = "https://api.together.ai/settings/api-keys"

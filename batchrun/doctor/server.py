@@ -34,6 +34,7 @@ from batchrun.rules import faults
 _SKEW = 60.0
 _OK = 200
 _FORBIDDEN = 403
+_TROUBLE = 500
 _REFUSED = frozenset({401, _FORBIDDEN})
 # What a server says of calls it does not have; nothing else is a good reason for an unreadable reply.
 _ABSENT = frozenset({404, 405})
@@ -103,17 +104,28 @@ def _key(who: Reply | Broken, listing: Listing, asked: Asked) -> Finding:
         said = "The server refuses the key for one call and not for another."
         return warn("key", said, "Not every server knows that call; a probe tells more: --model MODEL --yes.", said)
     for seen in (who, listing):
-        refusal = _refusal(seen)
-        if refusal is None:
-            continue
-        if faults.trouble(refusal).fault is Fault.CREDITS:
-            said = "The account is out of credits."
-            return bad("key", CREDITS, said, f"Top up: {probing.BILLING}", said)
-        if refusal.status in _REFUSED:
-            return _key_refused(refusal.status, asked)
+        if (found := key_trouble(seen, asked.job, asked.source)) is not None:
+            return found
     if isinstance(listing, list):
         return _key_taken(asked, "does not refuse")
     return _unclear(who, listing)
+
+
+def key_trouble(seen: Reply | Listing, job: Job, source: str) -> Finding | None:
+    """What one reply says against the key or its account; None when it says nothing of them.
+
+    Args:
+        seen: the reply.
+        job: where the server is.
+        source: where the key came from, see `Asked`.
+    """
+    refusal = _refusal(seen)
+    if refusal is None:
+        return None
+    if faults.trouble(refusal).fault is Fault.CREDITS:
+        said = "The account is out of credits."
+        return bad("key", CREDITS, said, f"Top up: {probing.BILLING}", said)
+    return _key_refused(refusal.status, job, source) if refusal.status in _REFUSED else None
 
 
 def _refusal(seen: Reply | Listing) -> Refusal | None:
@@ -144,16 +156,21 @@ def _key_taken(asked: Asked, verb: str) -> Finding:
     return ok("key", f"The server {verb} the key {asked.source}.", f"The server {verb} the key.")
 
 
-def _key_refused(status: int, asked: Asked) -> Finding:
-    if asked.source == "not set" or asked.source.endswith("not sent"):
+def is_sent(source: str) -> bool:
+    """Whether a key from this source goes out with calls."""
+    return source.startswith("read from") or source == "not needed"
+
+
+def _key_refused(status: int, job: Job, source: str) -> Finding:
+    if not is_sent(source):
         said = f"The server wants a key, and none is sent ({status})."
         return bad("key", KEY, said, "Name the variable that holds its key: --key-env NAME.", said)
     where = (
         f"Keys can be revoked, or be copied in part. Get one at {probing.KEYS} and set it anew."
-        if asked.job.provider == TOGETHER
+        if job.provider == TOGETHER
         else "Keys can be revoked, or belong to another server. Ask for one there and set it anew."
     )
-    said = f"The server refuses the key {asked.source} ({status})."
+    said = f"The server refuses the key {source} ({status})."
     return bad("key", KEY, said, where, f"The server refuses the key ({status}).")
 
 
@@ -163,10 +180,12 @@ def _unclear(who: Reply | Broken, listing: Listing) -> Finding:
         said = f"Whether the key works is not clear: {who.message}"
         return bad("key", UNREACHABLE, said, "Try again later; is this the right address?", "No readable reply came.")
     statuses = f"HTTP {who.status}" + (f" and {listing.status}" if isinstance(listing, Refusal) else "")
-    said = f"Whether the key works is not clear: the replies ({statuses}) are not those of such a server."
+    troubled = who.status >= _TROUBLE or (isinstance(listing, Refusal) and listing.status >= _TROUBLE)
+    why = "the server is in trouble" if troubled else "the replies are not those of such a server"
+    said = f"Whether the key works is not clear: {why} ({statuses})."
     if who.status not in _ABSENT:
-        step = "Try again later. If it stays so, something on the way may be answering in the server's place."
-        return bad("key", UNREACHABLE, said, step, said)
+        later = "If it stays so, something on the way may be answering in the server's place."
+        return bad("key", UNREACHABLE, said, "Try again later." if troubled else f"Try again later. {later}", said)
     return warn("key", said, "Is this the right address? A probe tells more: --model MODEL --yes.", said)
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from batchrun.faces.words import count, dollars, duration, place
+from batchrun.job import SIMULATED, TOGETHER
 from batchrun.records import ParkReason
 from batchrun.reports import Report
 
+# What to do next, and the words that go behind `batchrun resume CHECKPOINT` for it.
 _NEXT = {
-    ParkReason.CREDITS: "Top up (https://api.together.ai/settings/billing), then: ",
-    ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys), then: ",
-    ParkReason.OVERLOAD: "Try again later: ",
-    ParkReason.BUDGET: "Raise --max-cost to go on: ",
-    ParkReason.DEADLINE: "Name a later time with --deadline, or --deadline none: ",
-    ParkReason.REMOTE: "Collect what is ready, and go on: ",
-    ParkReason.HOPELESS: "Mend the job (a parameter, the model, the prompts), or allow so many with --max-rejected: ",
-    ParkReason.MODEL: "Name a model that can be called: `batchrun run -m`, or --fallback MODEL with: ",
-    ParkReason.INTERRUPTED: "Go on with: ",
+    ParkReason.CREDITS: ("Top up, then", ""),
+    ParkReason.KEY: ("Set a key that works (`batchrun doctor` tells which is read), then", ""),
+    ParkReason.OVERLOAD: ("Try again later", ""),
+    ParkReason.BUDGET: ("Raise the limit", " --max-cost USD"),
+    ParkReason.DEADLINE: ("Name a later time, or none", " --deadline TIME"),
+    ParkReason.REMOTE: ("Collect what is ready, and go on", ""),
+    ParkReason.HOPELESS: ("Mend the job and run it again; or, when so many may fail", " --max-rejected 30%"),
+    ParkReason.MODEL: ("Run it with a model that can be called (-m), or let one stand in", " --fallback MODEL"),
+    ParkReason.INTERRUPTED: ("Go on with", ""),
+}
+_WHERE = {
+    ParkReason.CREDITS: "Top up (https://api.together.ai/settings/billing), then",
+    ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys; `batchrun doctor` tells which is "
+    "read), then",
 }
 
 
@@ -51,9 +58,22 @@ def _parked(report: Report) -> list[str]:
         _twice(report),
         *_replaced(report),
         *_redirects(report),
-        f"Parked ({report.parked}): {report.message} {kept}",
-        f"{_NEXT[report.parked or ParkReason.INTERRUPTED]}batchrun resume {place(report.checkpoint)}",
+        f"Parked ({report.parked}): {_sentence(report.message)} {kept}",
+        _next(report, report.parked or ParkReason.INTERRUPTED),
     ]
+
+
+def _next(report: Report, reason: ParkReason) -> str:
+    """The command that goes on; at Together also where to go first."""
+    todo, words = _NEXT[reason]
+    if report.provider in {TOGETHER, SIMULATED}:
+        todo = _WHERE.get(reason, todo)
+    return f"{todo}: batchrun resume {place(report.checkpoint)}{words}"
+
+
+def _sentence(message: str) -> str:
+    """With the full stop that servers leave out."""
+    return message if message.endswith((".", "!", "?", "…")) else f"{message}."
 
 
 def _replaced(report: Report) -> list[str]:
@@ -65,7 +85,11 @@ def _replaced(report: Report) -> list[str]:
 
 def _redirects(report: Report) -> list[str]:
     """Providers put a newer model in the place of an older one without a word; the reply's own word tells."""
-    return [
+    stood_in = [
+        f"Answered by a fallback: {count(seen.replies)} replies asked for from {seen.asked} came from {seen.answered}."
+        for seen in report.stood_in
+    ]
+    return stood_in + [
         f"Answered by another model: {count(seen.replies)} replies asked of {seen.asked} came from {seen.answered}."
         for seen in report.redirects
     ]
@@ -115,6 +139,6 @@ def _twice(report: Report) -> str:
     if report.twice:
         parts.append(f"{count(report.twice)} answers, {dollars(report.twice_nano)}")
     if report.maybe_twice:
-        most = dollars(report.maybe_twice_nano)
+        most = dollars(report.maybe_twice_nano) if report.maybe_twice_nano else "of unknown price"
         parts.append(f"at most {count(report.maybe_twice)} calls, {most} (crashes, broken replies)")
     return f"Paid twice: {' and '.join(parts) or 'nothing'}."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import assert_never
 
 import msgspec
 
 from batchrun.faces.words import place, rows
-from batchrun.records import Fault
+from batchrun.job import TOGETHER_KEY, TOGETHER_URL, Job
+from batchrun.records import Endpoint, Fault, Route
 from batchrun.rules.gate import shape
 from batchrun.store.view import Marked, Rejected
 
@@ -80,23 +82,21 @@ def _said(fault: Fault, message: str) -> str:
     return message.partition(": ")[2] if fault is Fault.BAD_ROW else message
 
 
-def text(kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, inputs: Sequence[str]) -> str:
+def text(kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, job: Job | None) -> str:
     """Everything as a page: a paragraph for each fault, the kinds in it, and how to mend them."""
     total = sum(kind.rows for kind in kinds)
-    lines = [f"{rows(total)} rejected." if total else "No row is rejected."]
+    lines = [f"{rows(total)} rejected (rows are numbered from 0)." if total else "No row is rejected."]
     for fault in dict.fromkeys(kind.fault for kind in kinds):
         of_fault = [kind for kind in kinds if kind.fault is fault]
-        fix = fix_for(fault, checkpoint, inputs)
+        fix = fix_for(fault, checkpoint, job)
         lines += ["", *_paragraph(fault, of_fault, total), *_mending(fix)]
     for name, seen in marked.items():
         lines += ["", f"{name}  {_answers(seen.answers)} marked: {_MARKED[Fault(name)]}"]
-        lines += _mending(_fix_marked(Fault(name), seen, checkpoint, inputs))
+        lines += _mending(_fix_marked(Fault(name), seen, checkpoint, job))
     return "\n".join(lines)
 
 
-def table(
-    kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, inputs: Sequence[str]
-) -> dict[str, object]:
+def table(kinds: Sequence[Kind], marked: Mapping[str, Marked], checkpoint: str, job: Job | None) -> dict[str, object]:
     """The same as one JSON object, whole."""
     total = sum(kind.rows for kind in kinds)
     return {
@@ -105,7 +105,7 @@ def table(
             {
                 **msgspec.structs.asdict(kind),
                 "share": kind.rows / total,
-                **msgspec.structs.asdict(fix_for(kind.fault, checkpoint, inputs)),
+                **msgspec.structs.asdict(fix_for(kind.fault, checkpoint, job)),
             }
             for kind in kinds
         ],
@@ -113,7 +113,7 @@ def table(
             {
                 "fault": name,
                 "answers": seen.answers,
-                **msgspec.structs.asdict(_fix_marked(Fault(name), seen, checkpoint, inputs)),
+                **msgspec.structs.asdict(_fix_marked(Fault(name), seen, checkpoint, job)),
             }
             for name, seen in marked.items()
         ],
@@ -163,9 +163,9 @@ _MARKED = {
 }
 
 
-def _fix_marked(fault: Fault, seen: Marked, checkpoint: str, inputs: Sequence[str]) -> Fix:
+def _fix_marked(fault: Fault, seen: Marked, checkpoint: str, job: Job | None) -> Fix:
     """What to do about marked answers; those that were asked for again already need a higher count."""
-    fix = fix_for(fault, checkpoint, inputs)
+    fix = fix_for(fault, checkpoint, job)
     if not fix.commands or seen.asked == 0:
         return fix
     if seen.asked is None:
@@ -173,9 +173,10 @@ def _fix_marked(fault: Fault, seen: Marked, checkpoint: str, inputs: Sequence[st
     return Fix(fix.advice, tuple(f"{command}:{seen.asked + 1}" for command in fix.commands))
 
 
-def fix_for(fault: Fault, checkpoint: str, inputs: Sequence[str]) -> Fix:
-    """What to do about rows or answers of this fault in this checkpoint, made from these inputs."""
+def fix_for(fault: Fault, checkpoint: str, job: Job | None) -> Fix:
+    """What to do about rows or answers of this fault in this checkpoint, as its job was stored (None: it has none)."""
     at = place(checkpoint)
+    better = f"batchrun resume {at}{' --route auto' * (job is not None and job.route is Route.BATCH)}"
     again = f"batchrun errors {at} --retry {fault} && batchrun resume {at}"
     match fault:
         case Fault.TOO_LONG:
@@ -191,32 +192,48 @@ def fix_for(fault: Fault, checkpoint: str, inputs: Sequence[str]) -> Fix:
         case Fault.MODEL_MISSING:
             return Fix(
                 "These rows name a model that cannot be called. Look for one that can, and let it answer them:",
-                ("batchrun models NAME", f"{again} --fallback MODEL"),
+                (f"batchrun models{_server(job)}", f"{again} --fallback MODEL"),
             )
         case Fault.BAD_REQUEST:
             return Fix(
                 "Mend the rows, or the parameter the server speaks of (batchrun preview shows what is sent), and run "
                 "again: what changed is asked anew. To look at the rows, or to mend them apart:",
-                (f"batchrun check {_typed(inputs)}", f"batchrun errors {at} --fault {fault} --export rejected.jsonl"),
+                (*_check(job), f"batchrun errors {at} --fault {fault} --export rejected.jsonl"),
             )
         case Fault.BAD_ROW:
-            return Fix(
-                "These rows of the input were never sent. Mend them there and run again:",
-                (f"batchrun check {_typed(inputs)}",),
-            )
+            said, check = "These rows of the input were never sent. Mend them there and run again", _check(job)
+            return Fix(f"{said}{':' if check else '.'}", check)
         case Fault.SERVER | Fault.NETWORK | Fault.GARBLED:
             return Fix("Given up after several tries while other rows were answered. Send them again, later:", (again,))
         case Fault.CREDITS | Fault.KEY | Fault.THROTTLED | Fault.OVERLOADED:
             return Fix("It has nothing to do with the rows. Send them again:", (again,))
         case Fault.CUT_SHORT:
-            return Fix("Ask them again with more tokens:", (f"batchrun resume {at} --on-length retry",))
+            return Fix("Ask them again with more tokens:", (f"{better} --on-length retry",))
         case Fault.INVALID_OUTPUT:
-            return Fix("Ask them again:", (f"batchrun resume {at} --on-invalid retry",))
+            return Fix("Ask them again:", (f"{better} --on-invalid retry",))
         case Fault.FILTERED:
             return Fix("Reword these prompts and run again: edited rows are asked anew.")
         case _:
             assert_never(fault)
 
 
-def _typed(inputs: Sequence[str]) -> str:
-    return " ".join(map(place, inputs)) or "FILE"
+def _check(job: Job | None) -> tuple[str, ...]:
+    """The command that checks the input as the job reads it; none for a template, whose file is not known any more."""
+    if job is None:
+        return ("batchrun check FILE",)
+    if job.asking.template is not None:
+        return ()
+    endpoint = " --endpoint completions" if job.asking.endpoint is Endpoint.COMPLETIONS else ""
+    return (f"batchrun check {' '.join(map(place, job.inputs))}{endpoint}",)
+
+
+def _server(job: Job | None) -> str:
+    """The words that make another command ask the job's own server."""
+    if job is None:
+        return ""
+    if job.simulate:
+        return " --simulate"
+    words = ["--base-url", job.base_url] if job.base_url != TOGETHER_URL else []
+    words += ["--key-env", job.key_env] if job.key_env != TOGETHER_KEY else []
+    words += ["--insecure-http"] if job.insecure_http else []
+    return "".join(f" {shlex.quote(word)}" for word in words)

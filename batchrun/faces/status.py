@@ -142,7 +142,8 @@ def _state(seen: Standing) -> str:
 def _money(seen: Standing) -> str:
     unpriced = f", {count(seen.unpriced)} answers of unknown price" if seen.unpriced else ""
     twice = (
-        f"; paid twice at most: {count(seen.maybe_twice)} calls, {dollars(seen.maybe_twice_nano)}"
+        f"; paid twice at most: {count(seen.maybe_twice)} calls, "
+        f"{dollars(seen.maybe_twice_nano) if seen.maybe_twice_nano else 'of unknown price'}"
         if seen.maybe_twice
         else ""
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def discover(inputs: Sequence[str]) -> tuple[SourceFile, ...]:
     does).
 
     Raises:
-        InputError: something is missing, empty, of an unknown ending, or named twice.
+        InputError: something is missing, empty, no regular file, of an unknown ending, or named twice.
     """
     try:
         paths = [path for typed in inputs for path in _meant(typed)]
@@ -78,12 +79,14 @@ def _found(path: str) -> SourceFile:
         path.encode()
     except UnicodeEncodeError:
         raise InputError(f"The name of {path.encode(errors='replace').decode()} is not UTF-8.", "Rename it.") from None
-    if not path.lower().endswith(ENDINGS):
-        raise InputError(f"{path} has an ending that is not known.", _KNOWN)
     try:
         facts = Path(path).stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if not stat.S_ISREG(facts.st_mode):  # a pipe cannot be read twice, and may never end
+        raise InputError(f"{path} is not a regular file.", "Write it to a file first: it is read more than once.")
+    if not path.lower().endswith(ENDINGS):
+        raise InputError(f"{path} has an ending that is not known.", _KNOWN)
     return SourceFile(path, facts.st_size, facts.st_mtime_ns)
 
 

@@ -29,6 +29,7 @@ def kind_of(value: Any) -> str:
 
 def names_of(cells: Mapping[str, Any]) -> str:
     """The columns there are, for a message: not all of very many, and none at full length when very long."""
-    shown = [name if len(name) <= _NAME_LENGTH else name[:_NAME_LENGTH] + "…" for name in list(cells)[:_NAMES_SHOWN]]
+    names = ["".join(c if c.isprintable() else "?" for c in name) for name in list(cells)[:_NAMES_SHOWN]]
+    shown = [name if len(name) <= _NAME_LENGTH else name[:_NAME_LENGTH] + "…" for name in names]
     more = len(cells) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "") if shown else "none"

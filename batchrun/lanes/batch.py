@@ -21,7 +21,7 @@ from batchrun.lanes.packing import Kind, Packer
 from batchrun.lanes.provider import batch_folder
 from batchrun.lanes.quota import LocalQuota
 from batchrun.lanes.waiting import Asked
-from batchrun.records import Fault, Rejection, Request
+from batchrun.records import Fault, Rejection
 from batchrun.rules import remote
 from batchrun.rules.pack import Bounds
 from batchrun.rules.remote import BatchState
@@ -149,15 +149,16 @@ class BatchLane:
                 elif self._suspicious:
                     self._suspicious = False
                     await self._probe(asked)
-                elif not await self._add(asked.request.model, self._mender.sent(asked), tasks):
+                elif not await self._add(asked, tasks):
                     return
         for kind in self._packer.kinds:
             if not await self._submit(kind, tasks):
                 return
 
-    async def _add(self, asked: str, request: Request, tasks: asyncio.TaskGroup) -> bool:
-        """Pack it, as it is sent for a row that asks for this model; False when no more can be packed in this start."""
-        kind = Kind(request.model, asked)
+    async def _add(self, asked: Asked, tasks: asyncio.TaskGroup) -> bool:
+        """Pack what is sent for a row; False when no more can be packed in this start."""
+        request, mended = self._mender.sent(asked), self._mender.usable(asked.repair)
+        kind = Kind(request.model, asked.request.model)
         if self._packer.is_full(kind, request) and not await self._submit(kind, tasks):
             return False
         bound = self._quota.bound(request)
@@ -170,7 +171,7 @@ class BatchLane:
                 await self._errands.pause(self._terms.poll)
             if not self._may_pack():
                 return False
-        self._packer.add(kind, request, bound)
+        self._packer.add(kind, request, bound, mended)
         return self._quota.parked is None
 
     async def _cut_short(self, tasks: asyncio.TaskGroup) -> bool:

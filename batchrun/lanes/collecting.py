@@ -130,7 +130,7 @@ class Collector:
             [(refused.fault, refused.message) for refused in judge.refused],
         )  # fmt: skip
         for model, replies in brought.models.items():
-            self._counts.came_from(batch.model, model, replies)
+            self._counts.came_from(batch.asked, batch.model, model, replies)
         if brought.repaired or brought.again:
             self._on_again()
         if judge.message or judge.error:

@@ -12,6 +12,9 @@ from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import standins
 from batchrun.rules.pace import Hint, Start
 
+# Some gateways put a number of the call into the model's name; so many names are told apart.
+_MOST_REDIRECTS = 20
+
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
     """Leave to send one request: a slot, a place in the pace, and its money set aside (nano-dollars)."""
@@ -41,11 +44,15 @@ class Counts:
         self.tokens = 0
         self.spent_nano = 0
         self.redirects: Counter[tuple[str, str]] = Counter()
+        self.stood_in: Counter[tuple[str, str]] = Counter()
 
-    def came_from(self, asked: str, answered: str, replies: int = 1) -> None:
-        """So many replies came, and name the model that made them."""
+    def came_from(self, wanted: str, asked: str, answered: str, replies: int = 1) -> None:
+        """So many replies came for rows that want one model, asked of another perhaps, and name who made them."""
+        if wanted != asked:
+            self.stood_in[wanted, asked] += replies
         if asked != answered and standins.is_another(asked, answered):
-            self.redirects[asked, answered] += replies
+            kind = (asked, answered) if len(self.redirects) < _MOST_REDIRECTS else (asked, "others")
+            self.redirects[kind] += replies
 
 
 class Quota(Protocol):
@@ -60,8 +67,8 @@ class Quota(Protocol):
         """Wait for leave to send; None when the run is parked, or it is not `still` to be sent so."""
         ...
 
-    def ready(self, model: str) -> bool:
-        """Whether a call to this model could start now."""
+    def pause(self, model: str) -> float:
+        """Seconds until a call to this model could start."""
         ...
 
     def rest(self, model: str, asked: str, trouble: Trouble) -> bool:

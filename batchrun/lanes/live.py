@@ -20,7 +20,6 @@ from batchrun.lanes.mending import Mender
 from batchrun.lanes.waiting import Asked, Attempt, WaitingRoom
 from batchrun.records import (
     Answer,
-    Before,
     Broken,
     Completion,
     Content,
@@ -37,7 +36,6 @@ from batchrun.records import (
 from batchrun.rules import faults, repair, verdicts
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
-from batchrun.rules.repair import Repair
 from batchrun.rules.standins import Pick
 from batchrun.store.keeper import Item
 
@@ -45,6 +43,11 @@ Keep = Callable[[Item], Awaitable[int | None]]
 
 # Seconds that a row steps aside when it waits for a model that rests.
 _ASIDE = 1.0
+# Seconds that may be waited for a model without a thought for the rows behind.
+_SHORT = 0.25
+
+# Faults that a later start may not meet.
+_PASSING = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.OVERLOADED, Fault.THROTTLED})
 
 
 class LiveLane:
@@ -96,10 +99,10 @@ class LiveLane:
 
     async def _dispatch(self, room: WaitingRoom, tasks: asyncio.TaskGroup) -> None:
         while (attempt := await room.next()) is not None:
-            if not self._begins(attempt):
+            if not self._has_anything_to_send(attempt):
                 tasks.create_task(self._content(room, attempt))
                 continue
-            if self._holds_up(attempt.repair.model):
+            if self._would_hold_up_others(attempt.repair.model):
                 room.again(attempt, self._clock.monotonic() + _ASIDE)
                 room.back()
                 continue
@@ -108,14 +111,15 @@ class LiveLane:
                 return
             tasks.create_task(self._attempt(room, lease, attempt))
 
-    def _holds_up(self, model: str | None) -> bool:
-        """Whether waiting for the model that alone can take a row, and rests, would hold up the rows behind it."""
-        return model is not None and self._standins.rests(model) and not self._quota.ready(model)
+    def _would_hold_up_others(self, model: str | None) -> bool:
+        """Whether waiting for the one model that can take a row would keep the rows behind it waiting."""
+        return model is not None and self._quota.pause(model) > _SHORT
 
-    def _begins(self, attempt: Attempt) -> bool:
-        """Whether there is anything to send; a row that holds an answer is sent for a better one only."""
-        if attempt.before is None or attempt.tries:
+    def _has_anything_to_send(self, attempt: Attempt) -> bool:
+        """A row that holds an answer is sent for a better one only, with what that takes."""
+        if attempt.before is None or attempt.begun:
             return True
+        attempt.begun = True
         sent = repair.applied(attempt.request, attempt.repair)
         better = self._mender.instead_of(sent, attempt.repair, attempt.before)
         attempt.repair = better or attempt.repair
@@ -124,7 +128,7 @@ class LiveLane:
     def _pick(self, model: str) -> Pick:
         """The model that takes a row asking for this one; when none can be called, the server may say so itself."""
         pick = self._standins.pick(model)
-        if pick is not None and pick.look and not self._quota.ready(pick.model):
+        if pick is not None and pick.look and self._quota.pause(pick.model) > 0:
             pick = self._standins.pick(model, looks=False)  # a look must not keep the others waiting
         return pick or Pick(model)
 
@@ -157,7 +161,7 @@ class LiveLane:
             outcome = self._judged(reply, lease.request)
             self._quota.report(lease, outcome, _hint(reply))
             if isinstance(outcome, Completion):
-                spent = await self._keep_answer(room, lease, attempt, outcome, reply.seconds)
+                spent = await self._keep_answer(lease, attempt, outcome, reply.seconds)
             else:
                 spent = await self._follow(room, lease, attempt, outcome)
         finally:
@@ -174,9 +178,7 @@ class LiveLane:
             seen = Refusal(seen.status, seen.kind, seen.code, message, seen.wait)
         return faults.trouble(seen)
 
-    async def _keep_answer(
-        self, room: WaitingRoom, lease: Lease, attempt: Attempt, completion: Completion, seconds: float
-    ) -> int:
+    async def _keep_answer(self, lease: Lease, attempt: Attempt, completion: Completion, seconds: float) -> int:
         """Commit the answer; returns what it cost, or what it may have cost when the server did not count."""
         sent, before = lease.request, attempt.before
         cost = self._tariff.cost(sent.model, completion.usage)
@@ -186,37 +188,24 @@ class LiveLane:
             attempt.sent, repair.told(attempt.request.model, sent.model, attempt.repair), before, better is not None,
         )  # fmt: skip
         if cost is None and lease.reserved:
-            number, _ = await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
+            await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
         else:
-            number = await self._keep(answer)
-        self._count(answer)
-        if better is not None and completion.fault is not None:
-            self._ask_better(room, attempt, better, answer, number or 0)
+            await self._keep(answer)
+        self._count(attempt.request.model, answer)
         return lease.reserved if cost is None else cost
 
-    def _count(self, answer: Answer) -> None:
+    def _count(self, wanted: str, answer: Answer) -> None:
         usage = answer.completion.usage
         self._counts.answered += answer.before is None
         self._counts.better += answer.before is not None
         self._counts.spent_nano += answer.cost_nano or 0
         self._counts.tokens += usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
-        self._counts.came_from(answer.asked, answer.completion.model)
-
-    def _ask_better(self, room: WaitingRoom, attempt: Attempt, better: Repair, answer: Answer, number: int) -> None:
-        """Ask again for what was cut off or does not fit. Of two replies the better one is the row's answer."""
-        completion, before = answer.completion, attempt.before
-        if before is None or repair.is_better(completion, before.fault):
-            fault = completion.fault or Fault.CUT_SHORT
-            attempt.before = Before(number, fault, answer.retries, completion.usage)
-        else:
-            attempt.before = msgspec.structs.replace(before, retries=answer.retries)
-        attempt.repair = better
-        room.again(attempt, self._clock.monotonic())
+        self._counts.came_from(wanted, answer.asked, answer.completion.model)
 
     async def _content(self, room: WaitingRoom, attempt: Attempt) -> None:
         """A better answer cannot be had: the row keeps the one it has."""
         try:
-            await self._keep(Content(attempt.request.row, attempt.request.digest))
+            await self._keep(Content(attempt.request.row, attempt.request.digest, final=True))
         finally:
             room.back()
 
@@ -226,7 +215,8 @@ class LiveLane:
         if trouble.maybe_paid:
             await self._keep(Doubt(lease.reserved))
             spent = lease.reserved
-        mended = self._mender.after_refusal(sent, attempt.repair, trouble)
+        # For a better reply nothing else is changed: a whole answer must not give way to one to half a prompt.
+        mended = None if attempt.before else self._mender.after_refusal(sent, attempt.repair, trouble)
         if mended is not None:
             attempt.repair = mended
             room.again(attempt, self._clock.monotonic())
@@ -272,7 +262,7 @@ class LiveLane:
         """The row is rejected; one that holds an answer keeps it."""
         request, message = attempt.request, trouble.message
         if attempt.before is not None:
-            await self._keep(Content(request.row, request.digest))
+            await self._keep(Content(request.row, request.digest, final=trouble.fault not in _PASSING))
             return
         await self._keep(Rejection(request.row, request.digest, trouble.fault, trouble.status, message, attempt.sent))
         self._counts.rejected += 1

@@ -5,6 +5,7 @@ The rules are `rules/repair.py` and `rules/fit.py`; both lanes ask here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -40,10 +41,13 @@ class Mender:
         self._tariff = tariff
         self._fit = fit
 
-    def sent(self, asked: Asked) -> Request:
-        """What goes into a batch for a row: repaired, and for the model that takes its requests for good."""
+    def sent(self, asked: Asked, takes: Callable[[str], str] | None = None) -> Request:
+        """What goes into a batch for a row: repaired, and for the model that takes its requests for good.
+
+        `takes` says which model that is, when it is not to change under way.
+        """
         request, mended = asked.request, self.usable(asked.repair)
-        model = mended.model or self.standins.lasting(request.model)
+        model = mended.model or (takes or self.standins.lasting)(request.model)
         return repair.applied(request, mended if model == request.model else replace(mended, model=model))
 
     def usable(self, mended: Repair) -> Repair:

@@ -11,6 +11,7 @@ from batchrun.files.lines import RequestFile
 from batchrun.records import Request
 from batchrun.rules import pack
 from batchrun.rules.pack import Bounds
+from batchrun.rules.repair import AS_ASKED, Repair
 from batchrun.store.batches import Draft, Line
 
 
@@ -60,8 +61,14 @@ class Packer:
         opened = self._open.get(kind)
         return opened is not None and pack.is_full(opened.file.lines, opened.file.size, request.body, self._bounds)
 
-    def add(self, kind: Kind, request: Request, bound: int) -> None:
-        """Append it to the file of its kind; `bound` nano-dollars is what it may cost.
+    def add(self, kind: Kind, request: Request, bound: int, repair: Repair = AS_ASKED) -> None:
+        """Append it to the file of its kind.
+
+        Args:
+            kind: which file.
+            request: what is sent.
+            bound: nano-dollars that it may cost.
+            repair: how it differs from what its row asked.
 
         Raises:
             StorageError: the disk is full.
@@ -70,7 +77,7 @@ class Packer:
             self._open[kind] = _Open(self._folder)
         opened = self._open[kind]
         opened.file.add(pack.custom_id(opened.nonce, len(opened.lines)), request.body)
-        opened.lines.append(Line(request.row, request.digest, len(request.body)))
+        opened.lines.append(Line(request.row, request.digest, len(request.body), repair))
         opened.reserved += bound
 
     async def close(self, kind: Kind) -> Draft:

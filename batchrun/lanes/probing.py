@@ -63,17 +63,28 @@ class Prober:
         self._tariff = tariff
         self._standins = standins
         self._counts = counts
+        self._longest = LONGEST_PROBE
 
-    async def probe(self, wanted: Iterable[str], endpoint: Endpoint) -> None:
+    async def probe(self, wanted: Iterable[str], endpoint: Endpoint, left: float, *, one_by_one: bool) -> None:
         """Probe these models and the fallbacks; park the run when no wanted one can be called or stood in for.
 
         Anything but a plain "no such model", an empty account or a refused key says nothing: the lanes will see.
+
+        Args:
+            wanted: the models that rows ask for.
+            endpoint: what they are asked for.
+            left: seconds until the deadline.
+            one_by_one: whether a budget may have room for one at a time only.
         """
+        self._longest = min(LONGEST_PROBE, left)
         asked = list(wanted)
         models = list(dict.fromkeys([*asked[:MOST_PROBES], *self._standins.fallbacks]))
         # The first one alone: an empty account or a wrong key is told by one call.
         troubles = [await self._one(model, endpoint) for model in models[:1]]
-        troubles += await asyncio.gather(*(self._one(model, endpoint) for model in models[1:]))
+        if one_by_one:
+            troubles += [await self._one(model, endpoint) for model in models[1:]]
+        else:
+            troubles += await asyncio.gather(*(self._one(model, endpoint) for model in models[1:]))
         found = zip(models, troubles, strict=True)
         missing = {m: t for m, t in found if t is not None and t.fault is Fault.MODEL_MISSING}
         for model, trouble in missing.items():
@@ -111,10 +122,10 @@ class Prober:
     async def _call(self, request: Request) -> Reply | Broken:
         """A model that is slow to start must not hold the run up: its rows will see."""
         try:
-            async with asyncio.timeout(LONGEST_PROBE):
+            async with asyncio.timeout(self._longest):
                 return await self._client.call(request)
         except TimeoutError:
-            return Broken("The probe was not answered in time.", maybe_paid=True, garbled=False, seconds=LONGEST_PROBE)
+            return Broken("The probe was not answered in time.", maybe_paid=True, garbled=False, seconds=self._longest)
 
     def _read(self, reply: Reply | Broken, request: Request) -> Completion | Trouble:
         seen = wire.read(reply, self._clock.now()) if isinstance(reply, Reply) else reply
@@ -137,5 +148,5 @@ class Prober:
         if cost is None and reserved:
             await self._keep(Doubt(reserved, calls=0))
         self._counts.spent_nano += cost or 0
-        self._counts.came_from(request.model, completion.model)
+        self._counts.came_from(request.model, request.model, completion.model)
         return reserved if cost is None else cost

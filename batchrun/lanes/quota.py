@@ -184,9 +184,9 @@ class LocalQuota:
         """Whether --max-cost has room for so many nano-dollars just now."""
         return self._purse.fits(nano)
 
-    def ready(self, model: str) -> bool:
-        """Whether the pace of this model would let a call start now."""
-        return self._pace(model).wait(self._clock.monotonic()) <= 0
+    def pause(self, model: str) -> float:
+        """Seconds until the pace of this model would let a call start; math.inf when that cannot be told."""
+        return self._pace(model).wait(self._clock.monotonic())
 
     def bound(self, request: Request) -> int:
         """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""

@@ -20,6 +20,12 @@ class StandIns:
         self._clock = clock
         self._note = note
         self._standings: dict[str, Standing] = {}
+        self._came: set[str] = set()  # answered in this start, and never said to be missing since
+        self._listeners: list[Callable[[], None]] = []
+
+    def when_missing(self, listener: Callable[[], None]) -> None:
+        """Call it when a model turns out not to be callable."""
+        self._listeners.append(listener)
 
     def order(self, model: str) -> tuple[str, ...]:
         """The models for a request that asks for this one."""
@@ -37,6 +43,12 @@ class StandIns:
         found = standins.pick(self.order(model), missing, 0.0)
         return model if found is None else found.model
 
+    def frozen(self) -> StandIns:
+        """The same as it stands, with no ear for what comes."""
+        copy = StandIns(self.fallbacks, self._clock, lambda _kind, _detail: None)
+        copy._standings = dict(self._standings)
+        return copy
+
     def looking(self, model: str) -> None:
         """A request goes out to see whether a resting model answers again."""
         if (standing := self._standings.get(model)) is not None and not standing.missing:
@@ -44,6 +56,7 @@ class StandIns:
 
     def answered(self, model: str) -> None:
         """It answers: if it rested, it takes its requests again."""
+        self._came.add(model)
         standing = self._standings.get(model)
         if standing is not None and not standing.missing:
             del self._standings[model]
@@ -62,12 +75,21 @@ class StandIns:
         return standins.has_other(model, self.order(model), self._standings)
 
     def missing(self, model: str, asked: str, message: str) -> bool:
-        """It cannot be called; whether another model can take the requests that ask for `asked`."""
+        """It cannot be called; whether another model can take the requests that ask for `asked`.
+
+        One that has answered in this start is not gone at a single word: it rests, and is looked at.
+        """
+        if model in self._came and standins.has_other(model, self.order(asked), self._standings):
+            self._came.discard(model)
+            return self.rest(model, asked, LOOK_EVERY, message)
         standing = self._standings.get(model)
         self._standings[model] = Standing(missing=True)
+        if standing is None or not standing.missing:
+            for listener in self._listeners:
+                listener()
         found = self.pick(asked)
         if found is not None and (standing is None or not standing.missing):
-            stands_in = f"; {found.model} stands in" if model == asked and found.model != model else ""
+            stands_in = "" if found.model == asked else f"; {found.model} stands in"
             self._note("fallback", f"{model} cannot be called ({message}){stands_in}.")
         return found is not None
 

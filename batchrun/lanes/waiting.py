@@ -39,13 +39,16 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 class Attempt:
     """A request on its way, with what it has been through: `tries` in this run, `earlier` in batches."""
 
-    __slots__ = ("before", "charged", "earlier", "repair", "request", "tries")
+    __slots__ = ("before", "begun", "charged", "earlier", "repair", "request", "tries")
 
     def __init__(self, asked: Asked) -> None:
         self.request = asked.request
         self.repair = asked.repair
         self.before = asked.before
         self.earlier = 0 if asked.before else asked.misses + asked.repair.refusals
+        if asked.before is not None:
+            self.earlier += asked.before.retries + 1
+        self.begun = False
         self.tries = 0
         self.charged = 0
 

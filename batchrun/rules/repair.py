@@ -211,7 +211,11 @@ def after_reply(
 def _raised(sent: Request, repair: Repair, usage: Usage | None, context: int | None) -> Repair | None:
     came = usage.completion_tokens // sent.n if usage is not None else 0
     before = max(sent.max_tokens or 0, came)
-    room = math.inf if context is None else context - (usage.prompt_tokens if usage is not None else len(sent.body))
+    room = (
+        math.inf
+        if context is None
+        else context - MARGIN - (usage.prompt_tokens if usage is not None else len(sent.body))
+    )
     raised = min(before * RAISE, room)
     if not before or raised <= before:
         return None

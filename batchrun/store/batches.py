@@ -12,16 +12,24 @@ import msgspec
 
 from batchrun.records import Doubt, RemoteJob, State
 from batchrun.rules.remote import BatchState, Excuse, KnownJob, RemoteBatch
-from batchrun.rules.repair import Repair
+from batchrun.rules.repair import AS_ASKED, Repair
 from batchrun.store.store import Statements, Store
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """A line as it was packed: the row it was made from, what it asks, and the bytes of its body."""
+    """A line as it was packed.
+
+    Attributes:
+        row: the row it was made from.
+        digest: what that asks for.
+        size: bytes of the body.
+        repair: how what is sent differs from what was asked.
+    """
 
     row: int
     digest: bytes
     size: int
+    repair: Repair = AS_ASKED
 
 
 class Draft(msgspec.Struct, frozen=True):
@@ -53,7 +61,8 @@ async def plan(store: Store, draft: Draft) -> RemoteBatch:
 
 
 def _line(batch: int, place: int, line: Line) -> dict[str, Any]:
-    return {"batch": batch, "line": place, "digest": line.digest, "size": line.size}
+    plan = None if line.repair == AS_ASKED else msgspec.json.encode(line.repair).decode()
+    return {"batch": batch, "line": place, "digest": line.digest, "size": line.size, "plan": plan}
 
 
 async def unfinished(store: Store) -> list[RemoteBatch]:
@@ -226,8 +235,6 @@ async def left_remote(store: Store) -> list[tuple[int, list[str]]]:
 
 async def repairs(store: Store, batch: RemoteBatch) -> dict[int, Repair]:
     """How lines of the batch differ from what their rows asked, by the number of the line."""
-    if not await store.sql.all("any_repair"):
-        return {}
     lines = await store.sql.all("repairs_of", batch=batch.id)
     return {line: msgspec.json.decode(plan, type=Repair) for line, plan in lines}
 

@@ -7,7 +7,7 @@ values (:model, :file_name, :nonce, :lines, :size, :sha256, :reserved_nano, :pla
 
 -- name: add_line
 -- One of its lines.
-insert into batch_line(batch, line, digest, size) values (:batch, :line, :digest, :size);
+insert into batch_line(batch, line, digest, size, plan) values (:batch, :line, :digest, :size, :plan);
 
 -- name: take_row
 -- The row that the line was made from waits for the batch now.
@@ -79,9 +79,8 @@ update batch_job set collected_ms = :now_ms where id = :id;
 
 -- name: lines_of
 -- Some lines of a batch, by number, with what they have been through.
-select line, batch_line.digest, size, outcome, coalesce(missed.times, 0), repair.plan
+select line, batch_line.digest, size, outcome, coalesce(missed.times, 0), plan
 from batch_line left join missed on missed.digest = batch_line.digest
-left join repair on repair.digest = batch_line.digest
 where batch = :batch and line in (select value from json_each(:lines));
 
 -- name: set_outcome
@@ -137,11 +136,7 @@ select 1 from repair limit 1;
 
 -- name: repairs_of
 -- Lines of a batch that differ from what their rows asked.
-select line, plan from batch_line join repair using (digest) where batch = :batch;
-
--- name: mark_surplus
--- A reply whose line had its answer already was paid twice.
-update paid set surplus = 'twice' where id = :id;
+select line, plan from batch_line where batch = :batch and plan is not null;
 
 -- name: count_misses
 -- Lines that came back without an answer, to be counted against what they ask.
@@ -156,6 +151,20 @@ on conflict (digest) do update set message = excluded.message;
 -- name: last_words
 -- What it said last.
 select message from last_words where digest = :digest;
+
+-- name: any_words
+-- Whether the provider said anything of any line.
+select 1 from last_words limit 1;
+
+-- name: forget_old_repairs
+-- What was to be sent for rows that want nothing any more; the rows are read once, and only those few are kept in mind.
+delete from repair where digest not in (
+  select digest from request where state in (0, 1, 4) and digest in (select digest from repair));
+
+-- name: forget_old_words
+-- What was said of lines of such rows.
+delete from last_words where digest not in (
+  select digest from request where state in (0, 1, 4) and digest in (select digest from last_words));
 
 -- name: has_missed
 -- Whether any of them came back so often.

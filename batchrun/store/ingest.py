@@ -101,6 +101,7 @@ async def write_sources(sql: Statements, sources: Iterable[tuple[str, int, int, 
 async def share_with_twins(store: Store) -> None:
     """Identical rows take the outcome of the first of them (`--dedupe`)."""
     async with store.transaction() as sql:
+        await sql.execute("give_up")
         if await sql.execute("share"):
             await sql.recount()
 

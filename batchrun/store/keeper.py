@@ -16,7 +16,7 @@ from batchrun.records import Answer, Before, Content, Doubt, Fault, Rejection, S
 from batchrun.reports import Event
 from batchrun.rules import repair
 from batchrun.rules.probing import PROBE_ROW
-from batchrun.store.store import Statements, Store
+from batchrun.store.store import FOR_GOOD, Statements, Store
 from batchrun.store.till import Till
 
 # Seconds between the beginnings of two commits: 2 % of the median latency, between these two.
@@ -158,18 +158,20 @@ class Keeper:
             linked = await sql.many("link", links) if links else 0
             moved.update({State.PENDING: -linked, state: linked})
             if linked < len(links):
-                await sql.many("mark_twice", [{"id": link["id"], "row": link["row"]} for link in links])
+                losers = [{"id": link["id"], "row": link["row"], "surplus": "twice"} for link in links]
+                await sql.many("mark_surplus", losers)
         for number, answer in zip(numbers, answers, strict=True):
             if answer.before is not None:
                 await self._replace(sql, number, answer, answer.before, moved)
             elif answer.row == PROBE_ROW:
-                await sql.execute("mark_surplus_as", id=number, surplus="cut")
+                # It was cut by nothing, but must never serve a row, and 'cut' is what the column calls such a reply.
+                await sql.execute("mark_surplus", id=number, row=PROBE_ROW, surplus="cut")
         return numbers
 
     async def _replace(
         self, sql: Statements, number: int, answer: Answer, before: Before, moved: Counter[State]
     ) -> None:
-        """Of two replies to a row the better one is its answer, and the other surplus."""
+        """Of two replies to a row the better one is its answer, and the other surplus, unless a row still shares it."""
         state, fault = _state(answer), answer.completion.fault
         row = {"row": answer.row, "digest": answer.digest, "before": before.number, "state": state}
         if repair.is_better(answer.completion, before.fault):
@@ -184,7 +186,7 @@ class Keeper:
             loser, why = number, _SURPLUS.get(fault or before.fault, _SURPLUS.get(before.fault))
         moved[State.AGAIN] -= changed  # one after the other: they may be the same state
         moved[state] += changed
-        await sql.execute("mark_surplus_as", id=loser, surplus=why or "twice")
+        await sql.execute("mark_surplus", id=loser, row=answer.row, surplus=why or "twice")
 
 
 def _state(answer: Answer) -> State:
@@ -192,7 +194,8 @@ def _state(answer: Answer) -> State:
 
 
 async def _content(sql: Statements, item: Content, moved: Counter[State]) -> None:
-    await sql.execute("content", row=item.row, digest=item.digest)
+    if item.final:
+        await sql.execute("content", row=item.row, digest=item.digest, for_good=FOR_GOOD)
     settled = await sql.execute("settle_content", row=item.row, digest=item.digest)
     moved.update({State.AGAIN: -settled, State.ANSWERED: settled})
 

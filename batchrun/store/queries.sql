@@ -23,6 +23,10 @@ update run set state = :state, reason = :reason, closed_ms = :now_ms, learned = 
   doubt_calls = doubt_calls + :doubt_calls, doubt_nano = doubt_nano + :doubt_nano
 where id = :run and token = :token and state = 'open';
 
+-- name: withdraw_run
+-- A start that sent nothing and came to no end of its own: the run before it stays the newest.
+delete from run where id = :run and token = :token and state = 'open';
+
 -- name: last_run
 -- The newest start, for what it learned and how it ended.
 select opened_ms, closed_ms, state, reason from run order by id desc limit 1;
@@ -76,7 +80,7 @@ select row, request.digest, coalesce(missed.times, 0), repair.plan,
        paid.id, paid.fault, paid.retries, paid.prompt_tokens, paid.completion_tokens
 from request left join missed on missed.digest = request.digest left join repair on repair.digest = request.digest
 left join paid on paid.id = request.answer
-where state in (0, 4) and row > :after order by row limit :count;
+where state = :state and row > :after order by row limit :count;
 
 -- name: pending_leaders
 -- The same when identical rows share one answer: only the first of them is sent.
@@ -84,7 +88,7 @@ select row, request.digest, coalesce(missed.times, 0), repair.plan,
        paid.id, paid.fault, paid.retries, paid.prompt_tokens, paid.completion_tokens
 from request left join missed on missed.digest = request.digest left join repair on repair.digest = request.digest
 left join paid on paid.id = request.answer
-where state in (0, 4) and row > :after and row not in (select row from temp.twin) order by row limit :count;
+where state = :state and row > :after and row not in (select row from temp.twin) order by row limit :count;
 
 -- name: want_better
 -- Answered rows whose answer carries a mark that the user wants mended, and was not asked for again too often.
@@ -134,21 +138,36 @@ update paid set retries = max(retries, :retries) where id = :id;
 
 -- name: content
 -- The row keeps its answer: a better one cannot be had, and is not looked for again.
-update paid set retries = 1000
+update paid set retries = :for_good
 where id = (select answer from request where row = :row and digest = :digest and state = 4);
 
 -- name: settle_content
 -- It wants nothing any more.
 update request set state = 2 where row = :row and digest = :digest and state = 4;
 
--- name: mark_surplus_as
--- A reply that is no row's answer, and why.
-update paid set surplus = :surplus where id = :id and surplus is null;
+-- name: mark_surplus
+-- A paid reply that is no row's answer, and why; not so when the row it was given to holds it, or one that shares it.
+update paid set surplus = :surplus
+where id = :id and surplus is null
+  and not exists (select 1 from request where row = :row and answer = :id)
+  and not exists (select 1 from temp.sharing cross join request on request.row = sharing.row
+                  where sharing.answer = :id and request.answer = :id);
 
--- name: mark_twice
--- A paid reply whose row took another one is surplus, and may serve an equal row later.
-update paid set surplus = 'twice'
-where id = :id and not exists (select 1 from request where row = :row and answer = :id);
+-- name: sharing_table
+-- Rows that want a better answer than one they share with other rows: each asks for itself when `--dedupe` is not said
+-- any more. There is no index on answers, and a look through all rows for every better reply would be too slow.
+create temp table if not exists sharing(answer integer not null, row integer not null, primary key (answer, row))
+without rowid;
+
+-- name: forget_sharing
+-- They are found anew at each start.
+delete from temp.sharing;
+
+-- name: find_sharing
+-- Rows that hold the same answer want a better one together, or none, so those in this state are all of them.
+insert into temp.sharing(answer, row)
+select answer, row from (select answer, row, count(*) over (partition by answer) as holders from request where state = 4)
+where holders > 1;
 
 -- name: reject
 -- The row is given up.
@@ -222,12 +241,15 @@ delete from repair where digest in (
   select digest from rejection where fault <> 'bad_row' and (:fault is null or fault = :fault) and kept_ms >= :since_ms);
 
 -- name: forget_all_repairs
--- The user's word on repairs is another now: every row is judged anew, but for what is with the provider already.
-delete from repair where digest not in (select digest from batch_line where outcome = 0);
+-- The user's word on repairs is another now: every row is judged anew. What is with the provider stands with its line.
+delete from repair;
 
 -- name: plan_repair
--- What is to be sent next for a digest.
-insert into repair(digest, plan) values (:digest, :plan) on conflict (digest) do update set plan = excluded.plan;
+-- What is to be sent next for a digest. Of identical lines that were refused, the one that was refused more often tells:
+-- else the others would send its row back to where it was.
+insert into repair(digest, plan) values (:digest, :plan)
+on conflict (digest) do update set plan = excluded.plan
+where json_extract(excluded.plan, '$.refusals') >= json_extract(repair.plan, '$.refusals');
 
 -- name: has_bad_rows
 -- Whether the input has lines that are no requests.
@@ -362,6 +384,14 @@ select row, leader from (
   from request)
 where row <> leader and state in (0, 4);
 
+-- name: give_up
+-- Answers of twins that take another one now: paid like any, they may serve an equal row later.
+update paid set surplus = 'twice'
+where surplus is null and id in (
+  select request.answer from temp.twin cross join request on request.row = twin.row
+  join request as leader on leader.row = twin.leader
+  where request.state = 4 and leader.state = 2 and request.answer <> leader.answer);
+
 -- name: share
 -- Every twin takes what its leader has.
 update request set state = leader.state, answer = leader.answer
@@ -415,7 +445,8 @@ from request join rejection using (digest) where state = 3 order by row;
 -- name: marked_answers
 -- How many rows have an answer with a mark, by mark, and how often at most one of them was asked for again; null when
 -- each keeps what it has for good. The cross join keeps SQLite from looking rows up by their answers.
-select paid.fault, count(*), max(case when paid.retries < 1000 then paid.retries end) from request cross join paid on paid.id = request.answer
+select paid.fault, count(*), max(case when paid.retries < :for_good then paid.retries end)
+from request cross join paid on paid.id = request.answer
 where request.answer is not null and paid.fault is not null group by 1 order by 2 desc, 1;
 
 -- name: outcomes

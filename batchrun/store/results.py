@@ -151,7 +151,7 @@ class Results:
         better = {number for number, answer in zip(numbers, answers, strict=True) if answer.wants_better}
         first = [(number, line, digest) for number, (line, digest, outcome) in booked if outcome != _ANSWERED]
         again = [number for number, (_, _, outcome) in booked if outcome == _ANSWERED]
-        await sql.many("mark_surplus", [{"id": number} for number in again])
+        await sql.many("mark_surplus", [{"id": number, "row": None, "surplus": "twice"} for number in again])
         await sql.many("set_outcome", [self._outcome(line, _ANSWERED) for _, line, _ in first])
         await sql.many(
             "add_arrived",

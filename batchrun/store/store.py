@@ -29,6 +29,9 @@ from batchrun.store.sql import query
 
 Params = Mapping[str, Any]
 
+# So many retries are counted for an answer that cannot be had better: more than anybody says.
+FOR_GOOD = 1000
+
 
 class Hidden(msgspec.Struct, frozen=True):
     """What may have been paid for without an answer to show: calls, and nano-dollars at most."""
@@ -191,6 +194,7 @@ class Store:
         store = cls(path, connection, lock, clock)
         try:
             await store._check_provider(provider)
+            await store.sql.execute("sharing_table")
             loss = await opening.check_loss(connection, told, had_wal=had_wal, accept=accept_loss)
             await store._begin(loss)
         except BaseException:
@@ -229,10 +233,13 @@ class Store:
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
-    async def pending(self, page: int = 500, *, leaders: bool = False) -> AsyncIterator[list[Pending]]:
-        """Pages of rows that want an answer or a better one, in order; with `leaders`, one row of identical ones."""
+    async def pending(
+        self, page: int = 500, *, leaders: bool = False, again: bool = False
+    ) -> AsyncIterator[list[Pending]]:
+        """Pages of rows that want an answer, or (`again`) a better one; with `leaders`, one row of identical ones."""
         name, after = "pending_leaders" if leaders else "pending", -1
-        while rows := await self.sql.all(name, after=after, count=page):
+        state = State.AGAIN if again else State.PENDING
+        while rows := await self.sql.all(name, after=after, count=page, state=state):
             after = rows[-1][0]
             yield [_pending(row) for row in rows]
 
@@ -317,7 +324,8 @@ class Store:
         which = {"fault": fault, "since_ms": since[0] if since else 0}
         async with self.transaction() as sql:
             rows = await sql.execute("retry_rows", **which)
-            await sql.execute("forget_misses", **which)
+            if not this_run:  # else the next start would put them into three more batches
+                await sql.execute("forget_misses", **which)
             await sql.execute("forget_repairs", **which)
             await sql.execute("retry_rejections", **which)
             if rows:
@@ -333,6 +341,8 @@ class Store:
                 moved += await sql.execute("want_better", **most)
             if moved:
                 await sql.recount()
+            await _find_sharing(sql)
+            await _forget_done(sql)
 
     def tell(self, kept: int) -> None:
         """After a commit: so many paid replies are in the checkpoint."""
@@ -359,7 +369,28 @@ class Store:
             )  # fmt: skip
         await self.release()
 
+    async def withdraw(self) -> None:
+        """End a start that sent nothing: how the run before it ended stays what `status` tells; then as `close`."""
+        async with self.transaction() as sql:
+            await sql.execute("withdraw_run", run=self.run, token=self.token)
+        await self.release()
+
     async def release(self) -> None:
         """Let go of the file and the lock; the run stays open in it, as after a crash, unless `close` came first."""
         await self._connection.close()
         self._lock.release()
+
+
+async def _find_sharing(sql: Statements) -> None:
+    """Find the rows whose answer is no surplus yet when one of them has a better one."""
+    await sql.execute("forget_sharing")
+    if dict(await sql.all("tally")).get(State.AGAIN):
+        await sql.execute("find_sharing")
+
+
+async def _forget_done(sql: Statements) -> None:
+    """Let go of plans and words that no row needs any more: while there are any, each start looks through all rows."""
+    if await sql.all("any_repair"):
+        await sql.execute("forget_old_repairs")
+    if await sql.all("any_words"):
+        await sql.execute("forget_old_words")

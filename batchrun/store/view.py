@@ -24,7 +24,7 @@ from batchrun.rules.estimate import Gauge
 from batchrun.store.bodies import Unpacker
 from batchrun.store.opening import APPLICATION_ID, described
 from batchrun.store.sql import migrations, query
-from batchrun.store.store import Hidden, Kept, kept_of
+from batchrun.store.store import FOR_GOOD, Hidden, Kept, kept_of
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -184,7 +184,7 @@ class View:
 
     def marked_answers(self) -> dict[str, Marked]:
         """Rows whose answer carries a mark (cut short, filtered, no fit), counted by mark, most first."""
-        return {fault: Marked(*counts) for fault, *counts in self._all("marked_answers")}
+        return {fault: Marked(*counts) for fault, *counts in self._all("marked_answers", for_good=FOR_GOOD)}
 
     def rejected(self) -> Iterator[Rejected]:
         """Every rejected row, in input order."""

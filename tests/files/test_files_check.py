@@ -442,7 +442,7 @@ def test_broken_empty_and_missing_files_are_problems_and_stop_no_other(put: Put,
 
 def test_a_word_that_can_be_no_file_name_is_a_problem_and_stops_no_other() -> None:
     first, second = check.found(["x" * 300, str(SAMPLES / "batch.jsonl")])
-    assert first == check.Missing("x" * 300, "The input cannot be looked up: File name too long.")
+    assert first == check.Missing("x" * 300, "The input cannot be looked up: File name too long. Check the path.")
     assert isinstance(second, source.SourceFile)
 
 

@@ -533,8 +533,8 @@ def test_a_cut_answer_is_asked_with_more_tokens_up_to_the_context():
     first = better(asked, AS_ASKED, Usage(100, 300))
     assert first == Repair(max_tokens=1200, was=300)
     second = better(asked, first, Usage(100, 1200), retries=1)
-    assert second == Repair(max_tokens=4096 - 100, was=300)
-    assert better(asked, second, Usage(100, 3996), retries=1) is None
+    assert second == Repair(max_tokens=4096 - 100 - repair.MARGIN, was=300)
+    assert better(asked, second, Usage(100, 3996 - repair.MARGIN), retries=1) is None
     assert better(asked, first, Usage(100, 1200), retries=2) is None
 
 
@@ -544,4 +544,4 @@ def test_a_cut_answer_that_nobody_limited_is_told_as_unset():
     assert first == Repair(max_tokens=1200, was=0)
     second = better(asked, first, Usage(100, 1200), retries=1)
     assert second is not None
-    assert told(MODEL, MODEL, second) == "max_tokens unset -> 3996"
+    assert told(MODEL, MODEL, second) == "max_tokens unset -> 3988"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 from store_support import answer, ask, closed, keep_all, keeping, number, opened, rejection, request, want
@@ -15,15 +16,16 @@ from store_support import answer, ask, closed, keep_all, keeping, number, opened
 from batchrun.job import Repairs
 from batchrun.records import Answer, Before, Content, Fault, Request, Usage
 from batchrun.rules.probing import PROBE_ROW
-from batchrun.rules.repair import AS_ASKED, is_better
+from batchrun.rules.remote import RemoteBatch
+from batchrun.rules.repair import AS_ASKED, Repair, is_better
 from batchrun.store import batches
 from batchrun.store.batches import Draft, Line
 from batchrun.store.ingest import find_twins, share_with_twins
 from batchrun.store.keeper import Keeper
 from batchrun.store.opening import APPLICATION_ID
-from batchrun.store.results import Result, Results
+from batchrun.store.results import Refused, Result, Results
 from batchrun.store.sql import migrations
-from batchrun.store.store import Store
+from batchrun.store.store import Pending, Store
 from batchrun.store.till import Till
 
 CUT, INVALID, FILTERED = Fault.CUT_SHORT, Fault.INVALID_OUTPUT, Fault.FILTERED
@@ -63,6 +65,12 @@ def standing(store: Store, row: int) -> tuple[int, int | None]:
     return found[0], found[1]
 
 
+async def all_pending(store: Store) -> list[Pending]:
+    """Rows that want an answer, and rows that want a better one, in their order."""
+    found = [seen for again in (False, True) async for page in store.pending(again=again) for seen in page]
+    return sorted(found, key=lambda seen: seen.row)
+
+
 def surplus(store: Store) -> dict[int, str]:
     return dict(ask(store.path, "select id, surplus from paid where surplus is not null order by id"))
 
@@ -74,7 +82,9 @@ def sound(path: str | Path, *, shared: bool = False) -> None:
     columns = "coalesce(sum({0}), 0)"
     names = ("prompt_tokens", "completion_tokens", "cost_nano")
     sums = ", ".join(columns.format(name) for name in names)
-    assert ask(path, f"select sum(replies), {sums} from spend") == ask(path, f"select count(*), {sums} from paid")
+    assert ask(path, f"select coalesce(sum(replies), 0), {sums} from spend") == ask(
+        path, f"select count(*), {sums} from paid"
+    )
     assert not ask(path, "select row from request join paid on paid.id = answer where surplus is not null")
     assert not ask(path, "select row from request join paid on paid.id = answer where paid.digest <> request.digest")
     if not shared:
@@ -90,8 +100,8 @@ async def test_a_first_reply_that_is_not_good_enough_is_the_answer_until_a_bette
     assert standing(store, 2) == (4, before.number)
     now = await store.kept()
     assert (now.answered, now.again, now.pending) == (1, 1, ROWS - 1)
-    assert asked.row not in [seen.row async for page in store.pending() for seen in page if seen.before is None]
-    (seen,) = [seen async for page in store.pending() for seen in page if seen.row == asked.row]
+    assert asked.row not in [seen.row async for page in store.pending() for seen in page]
+    (seen,) = [seen async for page in store.pending(again=True) for seen in page]
     assert seen.before == Before(before.number, CUT, 0, Usage(10, 20))
     sound(store.path)
 
@@ -124,7 +134,7 @@ async def test_a_worse_reply_counts_as_a_retry_at_the_next_start_too(store: Stor
     await store.want_better(ONCE)
     assert standing(store, 2) == (2, before.number)
     await store.want_better(Repairs(length_retries=2))
-    (seen,) = [seen async for page in store.pending() for seen in page if seen.row == 2]
+    (seen,) = [seen async for page in store.pending(again=True) for seen in page]
     assert seen.before is not None
     assert seen.before.retries == 1
 
@@ -152,7 +162,7 @@ async def test_replies_to_many_rows_swap_in_one_commit(store: Store) -> None:
 
 async def test_a_row_whose_better_answer_cannot_be_had_is_content_for_good(store: Store) -> None:
     asked, before = await first_cut(store)
-    await kept(store, Content(asked.row, asked.digest))
+    await kept(store, Content(asked.row, asked.digest, final=True))
     assert standing(store, 2) == (2, before.number)
     await store.want_better(EVER)
     assert standing(store, 2) == (2, before.number)
@@ -163,7 +173,7 @@ async def test_a_row_whose_better_answer_cannot_be_had_is_content_for_good(store
 async def test_content_says_nothing_to_a_row_that_wants_no_better_answer(store: Store) -> None:
     await kept(store, answer(request(1)))
     for row in (0, 1):
-        await kept(store, Content(row, request(row).digest))
+        await kept(store, Content(row, request(row).digest, final=True))
     assert (standing(store, 0), standing(store, 1)) == ((0, None), (2, 1))
     assert ask(store.path, "select retries from paid") == [(0,)]
     sound(store.path)
@@ -325,7 +335,9 @@ async def twins(store: Store) -> Before:
 
 
 async def leaders(store: Store) -> list[int]:
-    return [seen.row async for page in store.pending(leaders=True) for seen in page]
+    return [
+        seen.row for again in (False, True) async for page in store.pending(leaders=True, again=again) for seen in page
+    ]
 
 
 async def test_of_twins_one_is_asked_again_and_all_get_the_better_answer(store: Store) -> None:
@@ -349,7 +361,7 @@ async def test_twins_that_get_a_reply_that_is_no_better_yet_go_on_wanting_togeth
 @pytest.mark.parametrize("end", ["worse", "content"])
 async def test_twins_keep_what_they_share_when_there_is_nothing_better(store: Store, end: str) -> None:
     before = await twins(store)
-    item: Any = Content(0, request(0).digest) if end == "content" else reply(request(0), FILTERED, before)
+    item: Any = Content(0, request(0).digest, final=True) if end == "content" else reply(request(0), FILTERED, before)
     await kept(store, item)
     await share_with_twins(store)
     await store.want_better(ONCE)
@@ -369,6 +381,141 @@ async def test_a_twin_with_a_good_answer_leads_before_one_that_wants_a_better(st
     sound(store.path, shared=True)
 
 
+ALIKE = (0, 2, 4)
+
+
+async def parted(store: Store, tmp_path: Path) -> tuple[Store, Before]:
+    """The twins, after a start that does not say --dedupe: each asks for itself."""
+    before = await twins(store)
+    await store.release()
+    alone = await opened(tmp_path / "c.db")
+    await alone.want_better(ONCE)
+    assert [seen.row for seen in await all_pending(alone)] == [*ALIKE]
+    return alone, before
+
+
+async def test_an_answer_that_is_still_another_rows_is_no_surplus(store: Store, tmp_path: Path) -> None:
+    alone, before = await parted(store, tmp_path)
+    for row in ALIKE:
+        assert surplus(alone) == {}
+        await kept(alone, reply(request(row, 0), None, before))
+        sound(alone.path, shared=True)
+    assert surplus(alone) == {before.number: "cut"}, "the last row has let go of it"
+    assert len({standing(alone, row) for row in ALIKE}) == 3
+
+
+async def test_a_row_that_keeps_the_answer_it_shared_goes_on_having_it(store: Store, tmp_path: Path) -> None:
+    alone, before = await parted(store, tmp_path)
+    await kept(alone, Content(2, request(2, 0).digest, final=True))
+    for row in (0, 4):
+        await kept(alone, reply(request(row, 0), None, before))
+    assert (standing(alone, 2), surplus(alone)) == ((2, before.number), {})
+    sound(alone.path, shared=True)
+    await want(alone, [request(row, 0) for row in range(3)])
+    assert {standing(alone, row)[0] for row in range(3)} == {2}, "all three may serve equal rows elsewhere"
+    sound(alone.path)
+
+
+async def test_rows_that_begin_to_share_give_up_answers_which_may_serve_others_later(store: Store) -> None:
+    await want(store, [request(row, row % 2) for row in range(ROWS)])
+    cut = [await kept(store, reply(request(row, row % 2), CUT)) for row in range(ROWS)]
+    await store.want_better(ONCE)
+    await find_twins(store)
+    assert await leaders(store) == [0, 1]
+    better = await kept(store, reply(request(0, 0), None, Before(cut[0], CUT, 0, None)))
+    await share_with_twins(store)
+    assert [standing(store, row) for row in ALIKE] == [(2, better)] * 3
+    assert [standing(store, row) for row in (1, 3, 5)] == [(4, cut[row]) for row in (1, 3, 5)], "no better one yet"
+    assert surplus(store) == {cut[0]: "cut", cut[2]: "twice", cut[4]: "twice"}
+    sound(store.path, shared=True)
+    await want(store, [request(row, 0) for row in range(4)])
+    assert [standing(store, row) for row in range(4)] == [(2, better), (2, cut[2]), (2, cut[4]), (0, None)]
+    assert surplus(store) == {cut[0]: "cut"}
+    sound(store.path)
+
+
+# --- plans and words -------------------------------------------------------------------------------------------------
+
+
+CUT_SHORTER = Repair(message=0, keep=10, length=99, refusals=1)
+CUT_TWICE = Repair(message=0, keep=5, length=99, refusals=2)
+
+
+async def planned(store: Store, digests: Iterable[bytes]) -> None:
+    """A plan, and a word of the provider, for each of them."""
+    async with store.transaction() as sql:
+        for digest in digests:
+            await sql.execute("plan_repair", digest=digest, plan=msgspec.json.encode(CUT_SHORTER).decode())
+            await sql.execute("keep_words", digest=digest, message="busy")
+
+
+async def test_a_start_forgets_plans_and_words_that_no_row_needs_any_more(store: Store) -> None:
+    await batches.plan(store, Draft("m", "batchrun-one.jsonl", "one", 100, bytes(32), 500, [line_of(request(0))]))
+    await keep_all(store, [answer(request(1)), reply(request(2), CUT), rejection(request(3))])
+    await planned(store, [request(row).digest for row in range(ROWS + 2)])
+    await store.want_better(ONCE)
+    needed = {request(row).digest for row in (0, 2, 4, 5)}  # in a batch, to be bettered, pending
+    for table in ("repair", "last_words"):
+        assert {digest for (digest,) in ask(store.path, f"select digest from {table}")} == needed
+    await keep_all(store, [answer(request(row)) for row in (4, 5)])
+    await want(store, [request(row) for row in range(1, ROWS)])
+    await store.want_better(Repairs())
+    assert not await store.any_repair()
+    assert ask(store.path, "select * from last_words") == []
+
+
+def line_of(asked: Request, repair: Repair = AS_ASKED) -> Line:
+    return Line(asked.row, asked.digest, len(asked.body), repair)
+
+
+async def test_equal_lines_are_told_apart_by_what_was_sent_in_each(store: Store) -> None:
+    await want(store, [request(row, 7) for row in range(3)])
+    await planned(store, [request(0, 7).digest])
+    lines = [line_of(request(row, 7), sent) for row, sent in enumerate((AS_ASKED, CUT_SHORTER, CUT_TWICE))]
+    batch = await batches.plan(store, Draft("m", "batchrun-one.jsonl", "one", 100, bytes(32), 500, lines))
+    async with store.transaction() as sql:
+        await sql.execute("forget_all_repairs")
+    assert not await store.any_repair()
+    assert await batches.repairs(store, batch) == {1: CUT_SHORTER, 2: CUT_TWICE}
+    await brought(store, batch, [Result(line, answer(request(line, 7)).completion) for line in range(3)])
+    told = [f"middle of message 1 cut, {keep} of 99 characters sent" for keep in (10, 5)]
+    assert ask(store.path, "select repair, attempts from paid order by id") == [(None, 1), (told[0], 2), (told[1], 3)]
+    sound(store.path)
+
+
+async def brought(store: Store, batch: RemoteBatch, said: list[Result]) -> None:
+    """What a job of the batch left is taken in."""
+
+    async def chunks() -> AsyncIterator[list[Result]]:
+        yield said
+
+    await Results(store, await Till.on(store), batch, "job-1", lambda _usage: 70).take(chunks(), lambda: None)
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 2])
+async def test_a_refusal_that_stays_counts_what_its_own_line_went_through(store: Store, refusals: int) -> None:
+    sent = [AS_ASKED, CUT_SHORTER, CUT_TWICE][refusals]
+    await planned(store, [request(0).digest])
+    draft = Draft("m", "batchrun-one.jsonl", "one", 100, bytes(32), 500, [line_of(request(0), sent)])
+    batch = await batches.plan(store, draft)
+    await brought(store, batch, [Result(0, Refused(Fault.TOO_LONG, 400, "no"))])
+    assert ask(store.path, "select attempts from rejection") == [(refusals + 1,)]
+    sound(store.path)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_of_equal_lines_that_are_repaired_the_one_refused_more_often_says_what_is_sent_next(
+    store: Store, order: tuple[int, int]
+) -> None:
+    await want(store, [request(row, 7) for row in range(2)])
+    lines = [line_of(request(row, 7), (AS_ASKED, CUT_SHORTER)[refusals]) for row, refusals in enumerate(order)]
+    batch = await batches.plan(store, Draft("m", "batchrun-one.jsonl", "one", 100, bytes(32), 500, lines))
+    said = [(CUT_SHORTER, CUT_TWICE)[refusals] for refusals in order]
+    await brought(store, batch, [Result(line, plan) for line, plan in enumerate(said)])
+    assert [(seen.row, seen.repair) for seen in await all_pending(store)] == [(0, CUT_TWICE), (1, CUT_TWICE)]
+    sound(store.path)
+
+
 # --- from a batch ----------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +523,7 @@ async def test_an_answer_of_a_batch_may_want_a_better_one(store: Store) -> None:
     await collect(store, {0: (CUT, True), 1: (None, False), 2: (INVALID, True), 3: (FILTERED, False)})
     assert ask(store.path, "select state from request order by row") == [(4,), (2,), (4,), (2,), (0,), (0,)]
     sound(store.path)
-    (first, *_) = [seen async for page in store.pending() for seen in page]
+    (first, *_) = await all_pending(store)
     assert (first.row, first.before) == (0, Before(1, CUT, 0, Usage(10, 20)))
     better = await kept(store, reply(request(0), None, first.before))
     assert standing(store, 0) == (2, better)
@@ -393,19 +540,15 @@ async def test_when_a_batch_brings_more_answers_than_rows_wait_the_good_ones_are
 async def collect(store: Store, said: dict[int, tuple[Fault | None, bool]], key: Any = None, keep: int = ROWS) -> None:
     """A batch of the first rows is submitted, the input is cut to `keep` rows, and the batch's answers come in."""
     requests = [request(row, key) for row in said]
-    drawn = [Line(asked.row, asked.digest, len(asked.body)) for asked in requests]
+    drawn = [line_of(asked) for asked in requests]
     batch = await batches.plan(store, Draft("m", "batchrun-one.jsonl", "one", 100, bytes(32), 500, drawn))
     if keep < len(said):
         await want(store, [request(row, key) for row in range(keep)])
-    results = Results(store, await Till.on(store), batch, "job-1", lambda _usage: 70)
-
-    async def lines() -> AsyncIterator[list[Result]]:
-        yield [
-            Result(line, answer(asked, fault=fault).completion, wants_better=better)
-            for line, (asked, (fault, better)) in enumerate(zip(requests, said.values(), strict=True))
-        ]
-
-    await results.take(lines(), lambda: None)
+    completions = [
+        answer(asked, fault=fault).completion for asked, (fault, _) in zip(requests, said.values(), strict=True)
+    ]
+    found = zip(completions, said.values(), strict=True)
+    await brought(store, batch, [Result(n, one, wants_better=better) for n, (one, (_, better)) in enumerate(found)])
 
 
 # --- an older checkpoint ---------------------------------------------------------------------------------------------
@@ -441,7 +584,7 @@ async def test_a_checkpoint_of_the_version_before_has_its_cut_answers_bettered(t
     sound(path)
     await store.want_better(ONCE)
     assert ask(path, "select row, state, answer from request") == [(0, 2, 1), (1, 4, 2), (2, 2, 3), (3, 0, None)]
-    seen = [seen async for page in store.pending() for seen in page]
+    seen = await all_pending(store)
     assert [(one.row, one.repair, one.before) for one in seen] == [
         (1, AS_ASKED, Before(2, CUT, 0, Usage(10, 20))),
         (3, AS_ASKED, None),
@@ -464,7 +607,7 @@ async def test_whatever_happens_each_row_holds_the_best_of_its_replies(seed: int
     for _ in range(40):
         said = Repairs(length_retries=dice.randrange(4), invalid_retries=dice.randrange(3))
         await store.want_better(said)
-        pending = [seen async for page in store.pending() for seen in page]
+        pending = await all_pending(store)
         async with keeping(store) as keeper:
             for seen in dice.sample(pending, min(len(pending), dice.randrange(1, 4))):
                 await one_reply(keeper, dice, seen.row, seen.before, best)

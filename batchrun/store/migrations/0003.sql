@@ -9,7 +9,7 @@ alter table paid add column retries integer not null default 0 check (retries >=
 -- The few replies that carry a mark are looked for at a start.
 create index paid_marked on paid(fault) where fault is not null;
 
--- What is to be sent next for this digest in place of what was asked, as JSON: it was refused as it was.
+-- What is to be sent next for rows with this digest in place of what was asked, as JSON: it was refused as it was.
 create table repair(
   digest blob primary key check (length(digest) = 16),
   plan text not null
@@ -23,3 +23,7 @@ create table last_words(
 
 -- The model that a batch's rows ask for, when another one stands in.
 alter table batch add column stands_for text;
+
+-- What was sent in a line in place of what its row asked, as JSON; null when it was sent as asked. Identical rows may
+-- be sent differently, and the user's word may change while a line is at the provider.
+alter table batch_line add column plan text;
