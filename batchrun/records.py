@@ -274,6 +274,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         repair: what was sent in place of what was asked, in words; None when it was sent as asked.
         before: the answer it may take the place of, None for a first one.
         wants_better: whether the row is to be asked again.
+        plan: for a marked one, how it was sent, as JSON: a better one is to be sent so too.
     """
 
     row: int | None
@@ -288,6 +289,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     repair: str | None = None
     before: Before | None = None
     wants_better: bool = False
+    plan: str | None = None
 
     @property
     def retries(self) -> int:

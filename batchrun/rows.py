@@ -1,18 +1,51 @@
-"""Rows that want an answer, as the lanes get them: made into requests again, and checked against what pass 1 wanted."""
+"""Rows that want an answer, as the lanes get them: made into requests again, and checked against what pass 1 wanted.
+
+Here too: which lane a row belongs to.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+import msgspec
 
 from batchrun import output
 from batchrun.errors import InputError
 from batchrun.files.prompt import Prompter
 from batchrun.files.source import Reader
 from batchrun.job import Job
+from batchrun.lanes.mending import Mender
 from batchrun.lanes.waiting import Asked
 from batchrun.records import BadRow, Request
+from batchrun.rules.pack import fits_a_line
+from batchrun.rules.remote import MOST_MISSES
+from batchrun.rules.repair import AS_ASKED
 from batchrun.store.store import Pending, Store
 from batchrun.wanted import Wanted
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Which rows go into batches, and which live; a row belongs to one lane at a time.
+
+    Attributes:
+        batched: models whose rows go into batches.
+        mender: how rows are sent, by which model they go; None: as they ask.
+        turned: whether what was meant for batches goes live.
+        may_go_live: whether a row of such a model may go live at all.
+    """
+
+    batched: frozenset[str]
+    mender: Mender | None
+    turned: bool
+    may_go_live: bool
+
+    def goes_live(self, asked: Asked) -> bool:
+        """Whether it is sent live: nothing else is possible, or batches did not do."""
+        request = asked.request if self.mender is None else self.mender.sent(asked)
+        if request.model not in self.batched or not fits_a_line(request.body):
+            return True
+        odd = asked.misses >= MOST_MISSES or asked.repair is not AS_ASKED
+        return self.may_go_live and (self.turned or odd)
 
 
 async def pending(

@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
-from functools import partial
 
 import msgspec
 
-from batchrun import choice, rows, terms
+from batchrun import choice, deadline, rows, terms
 from batchrun.api.client import Client
 from batchrun.api.remote import Remote
 from batchrun.clock import Clock
@@ -35,12 +34,11 @@ from batchrun.lanes.uploading import Uploader
 from batchrun.lanes.waiting import Asked
 from batchrun.records import Fault, ParkReason, Route, Trouble, Usage
 from batchrun.reports import BatchStanding
+from batchrun.rows import Split
 from batchrun.rules import route
 from batchrun.rules.estimate import Load
 from batchrun.rules.money import Tariff
-from batchrun.rules.pack import fits_a_line
 from batchrun.rules.remote import MOST_MISSES, RemoteBatch
-from batchrun.rules.repair import AS_ASKED
 from batchrun.rules.route import Plan
 from batchrun.store import batches
 from batchrun.store.keeper import Keeper
@@ -49,17 +47,6 @@ from batchrun.store.till import Till
 from batchrun.wanted import Wanted
 
 Announce = Callable[[Plan], None]
-
-# Seconds between two looks at whether live calls can still make the deadline.
-_LOOK_EVERY = 1.0
-
-
-class _Split(msgspec.Struct, frozen=True):
-    """Which rows go into batches: those of these models, as they stand in for one another, unless all has turned."""
-
-    batched: frozenset[str]
-    standins: StandIns | None
-    turned: bool
 
 
 class Sending:
@@ -95,7 +82,7 @@ class Sending:
         self._chosen: Plan | None = None
         self._loads: Mapping[str, Load] = settled.seen.loads
         self._turned = False
-        self._split = _Split(frozenset(), None, turned=False)
+        self._split = Split(frozenset(), None, turned=False, may_go_live=self._may_go_live)
         self._passing = False
         self._more_live = False
         self._missed = False
@@ -179,7 +166,7 @@ class Sending:
         if not self._may_go_live:
             self._batch_models |= frozenset(mender.standins.fallbacks)
         self._announce(chosen)
-        self._split = _Split(self._batch_models, mender.standins.frozen(), self._turned)
+        self._split = Split(self._batch_models, mender.frozen(), self._turned, self._may_go_live)
         live = self._live_lane(client, quota, keeper, tariff, mender)
         self._batch_lane = await self._batches(client, quota, keeper, till, tariff, mender)
         await self._lanes(live)
@@ -292,7 +279,7 @@ class Sending:
             self._split = self._now()
             if more:
                 self._passing = True
-                async with contextlib.aclosing(self._pending(partial(self._goes_live, self._split))) as stream:
+                async with contextlib.aclosing(self._pending(self._split.goes_live)) as stream:
                     await lane.run(stream)
                 self._passing = False
                 self._look_again()
@@ -333,22 +320,14 @@ class Sending:
                 await self._news.wait()
         return False
 
-    def _now(self) -> _Split:
+    def _now(self) -> Split:
         """How rows are split between the lanes from now on."""
         batched = frozenset() if self._batches_done and self._may_go_live else self._batch_models
-        return _Split(batched, None if self._mender is None else self._mender.standins.frozen(), self._turned)
-
-    def _goes_live(self, split: _Split, asked: Asked) -> bool:
-        request = asked.request
-        if self._mender is not None and split.standins is not None:
-            request = self._mender.sent(asked, split.standins.lasting)
-        if request.model not in split.batched or not fits_a_line(request.body):
-            return True
-        odd = asked.misses >= MOST_MISSES or asked.repair is not AS_ASKED
-        return self._may_go_live and (split.turned or odd)
+        return Split(batched, self._mender and self._mender.frozen(), self._turned, self._may_go_live)
 
     def _goes_into_a_batch(self, asked: Asked) -> bool:
-        return not self._goes_live(self._split, asked) and not self._goes_live(self._now(), asked)
+        now = Split(self._batch_models, self._mender, self._turned, self._may_go_live)
+        return not self._split.goes_live(asked) and not now.goes_live(asked)
 
     def _look_again(self) -> None:
         """Rows go other ways than before: the batch lane begins anew, and what it leaves is live's in its next pass.
@@ -432,28 +411,20 @@ class Sending:
 
     async def _watch_deadline(self) -> None:
         """Turn while live calls can still make it, and stop at the deadline."""
-        deadline = self._job.limits.deadline
-        if deadline is None or self._past:
-            return
-        began = self._clock.now()
-        while (now := self._clock.now()) < deadline:
-            needed = self._live_seconds()
-            turning = self._may_go_live and not self._turned and not self._batches_done
-            if turning and now >= route.turn_at(deadline, began, needed):
-                how_much = "can still be done" if needed <= deadline - now else "cannot all be done, but most of it,"
-                await self._store.note("deadline", f"batches are cancelled: what is left {how_much} live")
-                self._turn()
-            await self._clock.sleep(min(deadline - now, _LOOK_EVERY))
-        self._park_deadline()
+        at, limits = self._job.limits.deadline, self._job.limits
+        if at is not None and not self._past:
+            await deadline.watch(
+                at,
+                self._clock,
+                lambda: deadline.live_seconds(self.batches, self.quota, limits.rpm),
+                lambda: self._may_go_live and not self._turned and not self._batches_done,
+                self._turn_in_time,
+            )
+            self._park_deadline()
 
-    def _live_seconds(self) -> float:
-        """What live calls would take for the rows that are in batches."""
-        lines: dict[str, int] = {}
-        for standing in self.batches:
-            lines[standing.model] = lines.get(standing.model, 0) + standing.lines
-        rates = {model: self.quota.rate(model) if self.quota is not None else None for model in lines}
-        cap = None if self._job.limits.rpm is None else self._job.limits.rpm / 60
-        return max((route.live_seconds(count, rates[model], cap) for model, count in lines.items()), default=0.0)
+    async def _turn_in_time(self, told: str) -> None:
+        await self._store.note("deadline", told)
+        self._turn()
 
     def _park_deadline(self) -> None:
         if self.quota is not None:

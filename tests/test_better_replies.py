@@ -20,7 +20,7 @@ from batchrun.errors import UsageError
 from batchrun.faces import closing, errors, plan, status
 from batchrun.files.source import discover
 from batchrun.job import Asking, Job, Limits, Repairs
-from batchrun.records import ParkReason, Route
+from batchrun.records import ParkReason, Route, TooLong
 from batchrun.reports import Report
 from batchrun.rules.repair import MARGIN
 from batchrun.rules.route import Plan
@@ -761,3 +761,25 @@ async def test_no_command_is_named_where_nothing_better_can_be_had(tmp_path: Pat
         simulator.play([Fault(FaultKind.STATUS, status=400)])
         await one_start(replace(job, repairs=again(1)))
         assert advice(job) == (ROWS, [])
+
+
+@pytest.mark.parametrize("how", [TooLong.FALLBACK, TooLong.TRUNCATE])
+async def test_what_was_repaired_and_then_cut_off_is_asked_again_as_it_was_repaired(
+    how: TooLong, tmp_path: Path, make_job: MakeJob
+) -> None:
+    small, large = "simulator/small-1k", "simulator/middle-4k"
+    source = tmp_path / "in.jsonl"
+    words = " word" * (850 if how is TooLong.FALLBACK else 1000)
+    source.write_text("".join(json.dumps({"id": n, "prompt": f"{prompt(n)}{words}"}) + "\n" for n in range(6)))
+    async with Simulator(QUICK) as simulator:
+        repairs = Repairs(fallbacks=(large,), too_long=how, length_retries=2)
+        asked = Asking(model=small, params={"max_tokens": 5})
+        job = make_job(simulator.url, source, asking=asked, repairs=repairs)
+        report = await one_start(job)
+        assert (report.exit_code, report.answered, report.again) == (0, 6, 0)
+        for row in read_rows(job.output or ""):
+            assert "max_tokens 5 -> " in row["repair"]
+            assert (large in row["repair"]) is (how is TooLong.FALLBACK)
+            assert row["attempts"] > 1
+            assert row["completion_tokens"] > 5
+        assert_paid(job, simulator.account.charges, report)

@@ -20,7 +20,10 @@ ROWS = {
     "rules": 2, "reports": 2,
     "data": 3, "files": 3, "store": 3, "api": 3,
     "lanes": 4,
-    "output": 5, "wanted": 5, "terms": 5, "choice": 6, "rows": 6, "sending": 7, "doctor": 7, "run": 8, "faces": 8,
+    "output": 5, "wanted": 5, "terms": 5,
+    "choice": 6, "rows": 6, "deadline": 6,
+    "sending": 7, "doctor": 7,
+    "run": 8, "faces": 8,
     "cli": 9, "__main__": 10, "__init__": 10,
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ from batchrun.records import (
 from batchrun.rules import faults, repair, verdicts
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
+from batchrun.rules.repair import Repair
 from batchrun.rules.standins import Pick
 from batchrun.store.keeper import Item
 
@@ -47,7 +48,7 @@ _ASIDE = 1.0
 _SHORT = 0.25
 
 # Faults that a later start may not meet.
-_PASSING = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.OVERLOADED, Fault.THROTTLED})
+_PASSING = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.OVERLOADED, Fault.THROTTLED, Fault.TOO_LONG})
 
 
 class LiveLane:
@@ -186,6 +187,7 @@ class LiveLane:
         answer = Answer(
             sent.row, sent.digest, sent.model, len(sent.body), completion, Lane.LIVE, cost, round(seconds * 1000),
             attempt.sent, repair.told(attempt.request.model, sent.model, attempt.repair), before, better is not None,
+            _plan(attempt.repair) if completion.fault is not None else None,
         )  # fmt: skip
         if cost is None and lease.reserved:
             await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))
@@ -275,6 +277,10 @@ class LiveLane:
                 room.again(attempt, self._clock.monotonic())
         else:
             self._quota.park(reason, trouble.message)
+
+
+def _plan(mended: Repair) -> str | None:
+    return None if mended == repair.AS_ASKED else msgspec.json.encode(mended).decode()
 
 
 def _hint(reply: Reply | Broken) -> Hint:

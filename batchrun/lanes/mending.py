@@ -5,7 +5,6 @@ The rules are `rules/repair.py` and `rules/fit.py`; both lanes ask here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -41,14 +40,15 @@ class Mender:
         self._tariff = tariff
         self._fit = fit
 
-    def sent(self, asked: Asked, takes: Callable[[str], str] | None = None) -> Request:
-        """What goes into a batch for a row: repaired, and for the model that takes its requests for good.
-
-        `takes` says which model that is, when it is not to change under way.
-        """
+    def sent(self, asked: Asked) -> Request:
+        """What goes into a batch for a row: repaired, and for the model that takes its requests for good."""
         request, mended = asked.request, self.usable(asked.repair)
-        model = mended.model or (takes or self.standins.lasting)(request.model)
+        model = mended.model or self.standins.lasting(request.model)
         return repair.applied(request, mended if model == request.model else replace(mended, model=model))
+
+    def frozen(self) -> Mender:
+        """The same, with models standing in as they do now, whatever comes."""
+        return Mender(self._said, self.standins.frozen(), self._tariff, self._fit)
 
     def usable(self, mended: Repair) -> Repair:
         """The same without a model that turned out not to be callable."""

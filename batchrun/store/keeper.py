@@ -166,6 +166,9 @@ class Keeper:
             elif answer.row == PROBE_ROW:
                 # It was cut by nothing, but must never serve a row, and 'cut' is what the column calls such a reply.
                 await sql.execute("mark_surplus", id=number, row=PROBE_ROW, surplus="cut")
+        plans = [{"digest": answer.digest, "plan": answer.plan} for answer in answers if answer.plan is not None]
+        if plans:
+            await sql.many("plan_repair", plans)
         return numbers
 
     async def _replace(

@@ -249,7 +249,7 @@ delete from repair;
 -- else the others would send its row back to where it was.
 insert into repair(digest, plan) values (:digest, :plan)
 on conflict (digest) do update set plan = excluded.plan
-where json_extract(excluded.plan, '$.refusals') >= json_extract(repair.plan, '$.refusals');
+where coalesce(json_extract(excluded.plan, '$.refusals'), 0) >= coalesce(json_extract(repair.plan, '$.refusals'), 0);
 
 -- name: has_bad_rows
 -- Whether the input has lines that are no requests.
