@@ -48,7 +48,7 @@ _ASIDE = 1.0
 _SHORT = 0.25
 
 # Faults that a later start may not meet.
-_PASSING = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.OVERLOADED, Fault.THROTTLED, Fault.TOO_LONG})
+_PASSING = frozenset({Fault.SERVER, Fault.NETWORK, Fault.GARBLED, Fault.OVERLOADED, Fault.THROTTLED})
 
 
 class LiveLane:
@@ -280,7 +280,10 @@ class LiveLane:
 
 
 def _plan(mended: Repair) -> str | None:
-    return None if mended == repair.AS_ASKED else msgspec.json.encode(mended).decode()
+    """How it is to be sent for a better answer too: where it fits. How many tokens that takes, its answer tells."""
+    if mended.model is None and mended.message is None:
+        return None
+    return msgspec.json.encode(msgspec.structs.replace(mended, max_tokens=None, was=0, seed=None)).decode()
 
 
 def _hint(reply: Reply | Broken) -> Hint:
