@@ -23,7 +23,7 @@ def test_the_set_up_commands_are_two_lines_of_the_readme() -> None:
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv ")]
     assert len(commands) == 2
     assert " run samples/prompts.jsonl " in commands[0]
-    assert commands[1].endswith("pytest -q")
+    assert commands[1].endswith("pytest -q -n 2")
 
 
 @pytest.mark.soak
