@@ -133,6 +133,7 @@ def test_a_file_that_is_not_compressed_as_it_says_is_an_error_that_names_it(put,
         (b"PAR1....", "a Parquet file"),
         ('{"x":1}'.encode("utf-16"), "text in UTF-16"),
     ],
+    ids=["gzip", "zstd", "parquet", "utf-16"],
 )
 def test_a_file_that_is_plainly_no_jsonl_is_named_for_what_it_is(put, rows_of, content, what):
     with pytest.raises(InputError, match=f"is not JSONL but {what}"):
