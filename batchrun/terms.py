@@ -54,7 +54,7 @@ def _check_bounds(tariff: Tariff, loads: Mapping[str, Load], listed: Sequence[Mo
     for model, load in loads.items():
         if model not in tariff.prices:
             lists_prices = any(info.price is not None for info in listed)
-            told = f" {_advice(model, listed)}" if lists_prices else ""
+            told = f" {advice(model, listed)}" if lists_prices else ""
             raise UsageError(
                 f"The price of {model} is not known, so --max-cost could not be kept.{told}",
                 f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
@@ -99,14 +99,15 @@ def advised(parked: Parked | None, models: Iterable[str], listed: Sequence[Model
     """A park for a model that cannot be called, with the names that may have been meant."""
     if parked is None or parked.reason is not ParkReason.MODEL:
         return parked
-    advice = {model: _advice(model, listed) for model in islice(models, _MOST_ADVICE)}
+    advices = {model: advice(model, listed) for model in islice(models, _MOST_ADVICE)}
     # The server's sentence shows no name: it is taken out with all that quotes the request.
-    said = f"{', '.join(advice)} cannot be called: {parked.message.rstrip('.')}."
-    told = advice.values() if len(advice) == 1 else (f"{model}: {words}" for model, words in advice.items())
+    said = f"{', '.join(advices)} cannot be called: {parked.message.rstrip('.')}."
+    told = advices.values() if len(advices) == 1 else (f"{model}: {words}" for model, words in advices.items())
     return Parked(parked.reason, " ".join([said, *told]), parked.fault)
 
 
-def _advice(model: str, listed: Sequence[ModelInfo]) -> str:
+def advice(model: str, listed: Sequence[ModelInfo]) -> str:
+    """What to do about a model that cannot be called."""
     known = [naming.Known(m.id, m.hourly, m.price is not None) for m in listed if m.kind in wire.TEXT_TYPES]
     return naming.advice(model, known, data.successors())
 

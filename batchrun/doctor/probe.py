@@ -7,13 +7,13 @@ from typing import assert_never
 
 import msgspec
 
-from batchrun import data
+from batchrun import terms
 from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.api.wire import ModelInfo
 from batchrun.doctor.findings import CREDITS, KEY, MODEL, UNREACHABLE, USAGE, Finding, bad, ok, warn
 from batchrun.records import Broken, Completion, Endpoint, Fault, Trouble
-from batchrun.rules import faults, naming
+from batchrun.rules import faults
 from batchrun.rules.probing import probe_request
 
 # A model of these types is asked for text by the other endpoint.
@@ -28,16 +28,6 @@ KEYS = "https://api.together.ai/settings/api-keys"
 def endpoint_of(kind: str) -> Endpoint:
     """Which endpoint a model of this type is called by."""
     return Endpoint.COMPLETIONS if kind in _PLAIN else Endpoint.CHAT
-
-
-def known(listed: Sequence[ModelInfo]) -> list[naming.Known]:
-    """The list, as far as advice needs it."""
-    return [naming.Known(m.id, m.hourly, m.price is not None) for m in listed if m.kind in TEXT_TYPES]
-
-
-def advice(model: str, listed: Sequence[ModelInfo]) -> str:
-    """What to do about a model that cannot be called."""
-    return naming.advice(model, known(listed), data.successors())
 
 
 async def probe(client: Client, model: str, endpoint: Endpoint) -> Completion | Trouble:
@@ -59,7 +49,7 @@ def reason(seen: Trouble, model: str, listed: Sequence[ModelInfo]) -> str:
         case Fault.KEY:
             return "the server refuses the key"
         case Fault.MODEL_MISSING:
-            return advice(model, listed)
+            return terms.advice(model, listed)
         case Fault.THROTTLED:
             return "too many requests just now (429), which does not tell whether it can be called"
         case Fault.OVERLOADED:
@@ -90,7 +80,7 @@ def finding(seen: Completion | Trouble, model: str, listed: Sequence[ModelInfo])
         return _answered(seen, model)
     shared = f"The probe ended as {seen.fault.value}, {seen.status}."
     if seen.fault is Fault.MODEL_MISSING:
-        return bad("probe", MODEL, f"{model} cannot be called ({seen.status}).", advice(model, listed), shared)
+        return bad("probe", MODEL, f"{model} cannot be called ({seen.status}).", terms.advice(model, listed), shared)
     said = f"{model}: {reason(seen, model, listed)}"
     sentence = said if said.endswith((".", "?", "…")) else f"{said}."
     if seen.fault is Fault.THROTTLED:

@@ -7,6 +7,7 @@ from email.utils import parsedate_to_datetime
 
 import msgspec
 
+from batchrun import terms
 from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.api.wire import ModelInfo
@@ -228,7 +229,7 @@ def _model(model: str, here: ModelInfo | None, listing: Listing, probed: Finding
     if not isinstance(listing, list):
         return skipped("model", "There is no model list to look in.")
     answers = probed is not None and probed.state is State.OK
-    advice = "" if probed is not None else probing.advice(model, listing)
+    advice = "" if probed is not None else terms.advice(model, listing)
     if here is None and answers:
         return warn(
             "model", f"{model} is not in the list, and answers all the same.",

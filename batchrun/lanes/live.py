@@ -15,6 +15,7 @@ import msgspec
 from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.clock import Clock
+from batchrun.lanes import reading
 from batchrun.lanes.lane import Counts, Lease, Quota
 from batchrun.lanes.mending import Mender
 from batchrun.lanes.waiting import Asked, Attempt, WaitingRoom
@@ -27,13 +28,11 @@ from batchrun.records import (
     Fault,
     Lane,
     ParkReason,
-    Refusal,
     Rejection,
     Reply,
-    Request,
     Trouble,
 )
-from batchrun.rules import faults, repair, verdicts
+from batchrun.rules import repair, verdicts
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
 from batchrun.rules.repair import Repair
@@ -42,7 +41,7 @@ from batchrun.store.keeper import Item
 
 Keep = Callable[[Item], Awaitable[int | None]]
 
-# Seconds that a row steps aside when it waits for a model that rests.
+# Seconds that a row steps aside when the one model that can take it is not ready.
 _ASIDE = 1.0
 # Seconds that may be waited for a model without a thought for the rows behind.
 _SHORT = 0.25
@@ -159,7 +158,9 @@ class LiveLane:
         try:
             reply = await self._client.call(lease.request)
             attempt.tries += 1
-            outcome = self._judged(reply, lease.request)
+            outcome = reading.read(self._client, reply, lease.request)
+            if isinstance(outcome, Completion):
+                outcome = self._mender.marked(outcome)
             self._quota.report(lease, outcome, _hint(reply))
             if isinstance(outcome, Completion):
                 spent = await self._keep_answer(lease, attempt, outcome, reply.seconds)
@@ -168,16 +169,6 @@ class LiveLane:
         finally:
             self._quota.settle(lease, spent)
             room.back()
-
-    def _judged(self, reply: Reply | Broken, request: Request) -> Completion | Trouble:
-        """The walk from what came back to what it means: wire, redaction, faults."""
-        seen = wire.read(reply, self._clock.now()) if isinstance(reply, Reply) else reply
-        if isinstance(seen, Completion):
-            return self._mender.marked(seen)
-        if isinstance(seen, Refusal):
-            message = self._client.redacted(seen.message, request.body)
-            seen = Refusal(seen.status, seen.kind, seen.code, message, seen.wait)
-        return faults.trouble(seen)
 
     async def _keep_answer(self, lease: Lease, attempt: Attempt, completion: Completion, seconds: float) -> int:
         """Commit the answer; returns what it cost, or what it may have cost when the server did not count."""

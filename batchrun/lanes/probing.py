@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
-from batchrun.api import wire
 from batchrun.api.client import Client
 from batchrun.clock import Clock
+from batchrun.lanes import reading
 from batchrun.lanes.lane import Counts
 from batchrun.lanes.quota import LocalQuota
 from batchrun.lanes.standins import StandIns
@@ -22,12 +22,10 @@ from batchrun.records import (
     Fault,
     Lane,
     ParkReason,
-    Refusal,
     Reply,
     Request,
     Trouble,
 )
-from batchrun.rules import faults
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
 from batchrun.rules.probing import probe_request
@@ -103,7 +101,7 @@ class Prober:
         spent = 0
         try:
             reply = await self._call(request)
-            outcome = self._read(reply, request)
+            outcome = reading.read(self._client, reply, request)
             self._quota.report(lease, outcome, Hint(None, None))
             if isinstance(outcome, Completion):
                 spent = await self._book(request, outcome, reply.seconds, lease.reserved)
@@ -126,15 +124,6 @@ class Prober:
                 return await self._client.call(request)
         except TimeoutError:
             return Broken("The probe was not answered in time.", maybe_paid=True, garbled=False, seconds=self._longest)
-
-    def _read(self, reply: Reply | Broken, request: Request) -> Completion | Trouble:
-        seen = wire.read(reply, self._clock.now()) if isinstance(reply, Reply) else reply
-        if isinstance(seen, Completion):
-            return seen
-        if isinstance(seen, Refusal):
-            message = self._client.redacted(seen.message, request.body)
-            seen = Refusal(seen.status, seen.kind, seen.code, message, seen.wait)
-        return faults.trouble(seen)
 
     async def _book(self, request: Request, completion: Completion, seconds: float, reserved: int) -> int:
         """A probe is paid for like anything else, and is no row's answer; that it was cut short is as it should be."""
