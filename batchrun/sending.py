@@ -84,7 +84,6 @@ class Sending:
         self._turned = False
         self._split = Split(frozenset(), None, turned=False, may_go_live=self._may_go_live)
         self._passing = False
-        self._outdated = False
         self._more_live = False
         self._missed = False
         self._batches_done = True
@@ -283,8 +282,6 @@ class Sending:
                 async with contextlib.aclosing(self._pending(self._split.goes_live)) as stream:
                     await lane.run(stream)
                 self._passing = False
-                if self._outdated:
-                    self._look_again()
             await self._ask_better(lane)
             more = await self._more()
             if not more:
@@ -337,7 +334,6 @@ class Sending:
         Live reads pages ahead, so which rows are its own must not change under way: while a pass runs, a row is the
         batch lane's only if it was so when the pass began.
         """
-        self._outdated = self._passing
         if not self._passing:
             self._split = self._now()
         if self._batch_lane is not None and not self._batches_done:
