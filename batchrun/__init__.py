@@ -5,6 +5,7 @@ From Python: `run(Job(...), key=...)` returns a `Report`, or raises a `BatchrunE
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["BatchrunError", "Job", "Report", "run"]
+
+# Who wants to hear what happens configures this logger; who does not hears nothing.
+logging.getLogger("batchrun").addHandler(logging.NullHandler())
 
 _HOMES = {
     "BatchrunError": "batchrun.errors",

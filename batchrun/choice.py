@@ -11,13 +11,14 @@ import msgspec
 
 from batchrun import data, terms
 from batchrun.errors import UsageError
-from batchrun.job import TOGETHER, Job, is_loopback
+from batchrun.job import TOGETHER, Job, Limits, is_loopback
 from batchrun.records import Lane, Route
-from batchrun.rules import estimate, route
+from batchrun.rules import budget, estimate, route
 from batchrun.rules.estimate import Gauge, Load
-from batchrun.rules.money import Tariff
+from batchrun.rules.money import Tariff, usd
 from batchrun.rules.pace import Learned
-from batchrun.rules.route import Part, Plan, Situation
+from batchrun.rules.route import Part, Plan
+from batchrun.rules.ways import Situation
 from batchrun.store.store import Kept
 from batchrun.store.view import View
 from batchrun.wanted import Seen
@@ -81,13 +82,28 @@ def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:
         notes = (f"{in_batches}{taken_back if job.route is Route.LIVE else ''}.",)
     if len(known.loads) > 1 and left < total:
         notes += ("What is left of each model is taken to be its share of all rows.",)
-    return Plan(tuple(parts), total, kept.answered, kept.rejected, notes, kept.again)
+    notes += tuple(_open_ended(part.situation, known, tariff) for part in parts if part.situation.load.open_ended)
+    return Plan(tuple(parts), total, kept.answered, kept.rejected, tuple(filter(None, notes)), kept.again)
+
+
+def _open_ended(here: Situation, known: Known, tariff: Tariff) -> str:
+    """What rows without max_tokens set aside, and what would do; "" where that cannot be told in money."""
+    price, context = tariff.prices.get(here.model), tariff.contexts.get(here.model)
+    if price is None or context is None:
+        return ""
+    said = (
+        f"Rows for {here.model} name no max_tokens, so a call sets aside the model's whole context: {context:,} tokens "
+        f"out, ${usd(context * price.output):.4f}, until its reply."
+    )
+    fits = budget.max_tokens(known.gauges.get(here.model))
+    if known.kept.answered or fits >= context:
+        return said  # another max_tokens would be another request, and ask the answered rows anew
+    return f"{said} --max-tokens {fits} would set aside ${usd(fits * price.output):.4f}."
 
 
 def _situation(job: Job, known: Known, tariff: Tariff, model: str, load: Load, now: float) -> Situation:
     limits, found = job.limits, known.learned.get(model)
     most = _most(tariff, model, load)
-    budget = None if limits.max_cost_nano is None else limits.max_cost_nano - (known.spent or 0)
     return Situation(
         model=model,
         endpoint=job.asking.endpoint,
@@ -103,8 +119,14 @@ def _situation(job: Job, known: Known, tariff: Tariff, model: str, load: Load, n
         rate_cap=None if limits.rpm is None else limits.rpm / 60,
         seconds_left=None if limits.deadline is None else limits.deadline - now,
         most_nano=most,
-        budget_left=budget,
+        budget_left=_budget_left(limits, known.spent or 0),
     )
+
+
+def _budget_left(limits: Limits, spent: int) -> int | None:
+    """What this start may spend, None when the user sets no limit."""
+    of_all = None if limits.max_cost_nano is None else limits.max_cost_nano - spent
+    return min((left for left in (of_all, limits.max_cost_run_nano) if left is not None), default=None)
 
 
 def discount(job: Job, model: str) -> float:

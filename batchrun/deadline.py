@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from batchrun.clock import Clock
 from batchrun.lanes.quota import LocalQuota
 from batchrun.reports import BatchStanding
-from batchrun.rules import route
+from batchrun.rules import ways
 
 # Seconds between two looks at whether live calls can still make it.
 _LOOK_EVERY = 1.0
@@ -32,7 +32,7 @@ async def watch(
     began = clock.now()
     while (now := clock.now()) < at:
         seconds = needed()
-        if may_turn() and now >= route.turn_at(at, began, seconds):
+        if may_turn() and now >= ways.turn_at(at, began, seconds):
             how_much = "can still be done" if seconds <= at - now else "cannot all be done, but most of it,"
             await turn(f"batches are cancelled: what is left {how_much} live")
         await clock.sleep(min(at - now, _LOOK_EVERY))
@@ -45,4 +45,4 @@ def live_seconds(standing: Iterable[BatchStanding], quota: LocalQuota | None, rp
         lines[batch.model] = lines.get(batch.model, 0) + batch.lines
     rates = {model: None if quota is None else quota.rate(model) for model in lines}
     cap = None if rpm is None else rpm / 60
-    return max((route.live_seconds(count, rates[model], cap) for model, count in lines.items()), default=0.0)
+    return max((ways.live_seconds(count, rates[model], cap) for model, count in lines.items()), default=0.0)

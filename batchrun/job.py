@@ -58,12 +58,16 @@ class Timeouts(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Limits(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The user's word on speed, money and time (`deadline`: seconds since the epoch); None: not said."""
+    """The user's word on speed, money and time (`deadline`: seconds since the epoch); None: not said.
+
+    `max_cost_nano` bounds what the checkpoint ever costs, `max_cost_run_nano` what one start may commit to spend.
+    """
 
     concurrency: int | None = None
     rpm: float | None = None
     tpm: float | None = None
     max_cost_nano: int | None = None
+    max_cost_run_nano: int | None = None
     overload_patience: float = OVERLOAD_PATIENCE
     wait_for_credits: bool = False
     max_rejected: str | None = None
@@ -262,6 +266,8 @@ def _check_limits(limits: Limits) -> None:
         raise UsageError("--max-cost must be more than 0.")
     if not limits.overload_patience > 0:
         raise UsageError("--overload-patience must be more than 0 seconds.")
+    if limits.max_cost_run_nano is not None and limits.max_cost_run_nano <= 0:
+        raise UsageError("--max-cost-run must be more than 0.")
     allowed_rejections(limits.max_rejected, 100)
 
 

@@ -41,6 +41,8 @@ class Split(msgspec.Struct, frozen=True):
 
     def goes_live(self, asked: Asked) -> bool:
         """Whether it is sent live: nothing else is possible, or batches did not do."""
+        if not self.batched:
+            return True
         request = asked.request if self.mender is None else self.mender.sent(asked)
         if request.model not in self.batched or not fits_a_line(request.body):
             return True

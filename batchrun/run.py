@@ -13,45 +13,39 @@ from typing import Any
 
 import msgspec
 
-from batchrun import output, wanted
+from batchrun import diary, herald, output, reckoning, wanted
 from batchrun.clock import Clock, RealClock
-from batchrun.errors import BatchrunError, Interrupted, StorageError, first_of
+from batchrun.errors import BatchrunError, BusyError, Interrupted, StorageError, first_of
 from batchrun.files.source import SourceFile, discover
-from batchrun.job import Job, allowed_rejections, checked
+from batchrun.herald import Herald, Notify
+from batchrun.job import Job, checked
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.quota import LocalQuota
 from batchrun.records import ParkReason
-from batchrun.reports import BatchStanding, Progress, Redirect, Report, Stage
-from batchrun.sending import Announce, Sending
+from batchrun.reports import BatchStanding, Progress, Report, Stage, Sums
+from batchrun.sending import Announce, Confirm, Sending
 from batchrun.store import batches
 from batchrun.store.ingest import find_twins, share_with_twins
 from batchrun.store.store import Hidden, Kept, Store
 from batchrun.wanted import Wanted
 
-FINISHED, REJECTIONS, INTERRUPTED = 0, 10, 130
-EXIT_CODES = {
-    ParkReason.CREDITS: 3,
-    ParkReason.KEY: 4,
-    ParkReason.OVERLOAD: 5,
-    ParkReason.BUDGET: 6,
-    ParkReason.DEADLINE: 6,
-    ParkReason.REMOTE: 7,
-    ParkReason.HOPELESS: 9,
-    ParkReason.MODEL: 9,
-    ParkReason.INTERRUPTED: INTERRUPTED,
-}
-
 _RATE_WINDOW = 10.0
 
 
 class Options(msgspec.Struct, frozen=True):
-    """What the user says for one start only; never stored. `announce` is told the plan before anything is sent."""
+    """What the user says for one start only; never stored.
+
+    `confirm` is asked whether the plan may be carried out, before anything is sent; `announce` is told the plan then;
+    `notify` is told when the run finishes, parks, recovers or fails, and returns why it could not pass that on.
+    """
 
     new_requests: bool = False
     accept_loss: bool = False
     retry_rejected: bool = False
     detach: bool = False
     announce: Announce = lambda _plan: None
+    confirm: Confirm | None = None
+    notify: Notify | None = None
 
 
 class Run:
@@ -68,21 +62,26 @@ class Run:
         self._options = options or Options()
         self._began = self._clock.monotonic()
         self.interrupted = False
-        self._stop_code = INTERRUPTED
+        self._stop_code = reckoning.INTERRUPTED
         self._cut_short = False
         self._going: asyncio.Task[Any] | None = None
         self._sending: Sending | None = None
+        self._store: Store | None = None
         self._stage = Stage.READING
         self._rows = 0
         self._start = Kept(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
         self._cut_off = Hidden(0, 0)
+        self._hidden = Hidden(0, 0)
+        self._herald = Herald(self._options.notify, self._undelivered)
         self._beats: deque[tuple[float, int, int]] = deque()
 
     # --- from outside ------------------------------------------------------------------------------------------------
 
-    def interrupt(self, exit_code: int = INTERRUPTED) -> None:
+    def interrupt(self, exit_code: int = reckoning.INTERRUPTED) -> None:
         """Stop softly: nothing new starts, calls in flight finish and are kept. A second time: end at once."""
         self._stop_code = exit_code
+        if self.interrupted:
+            self._herald.give_up()
         if self.interrupted and not self._cut_short:
             self._cut_short = True
             if (quota := self._quota) is not None:
@@ -112,7 +111,7 @@ class Run:
         start, counts, quota = self._start, self._counts, self._quota
         left = start.pending - counts.answered - counts.rejected
         return Progress(
-            stage=self._stage,
+            stage=Stage.ASKING if self._sending is not None and self._sending.is_asking else self._stage,
             rows=self._rows,
             total=self._total(),
             answered=start.answered + counts.answered,
@@ -123,10 +122,13 @@ class Run:
             tokens_per_second=tokens,
             throttled=quota.throttled if quota else 0,
             spent_nano=start.cost_nano + counts.spent_nano,
+            unpriced=start.unpriced + (self._store.unpriced_now if self._store is not None else 0),
             seconds_left=left / answers if answers > 0 else None,
             waiting=quota.waiting if quota else "",
             wait_seconds=max(0.0, quota.waiting_until - now) if quota and quota.waiting else 0.0,
             batches=self._batches,
+            requests=counts.requests,
+            faults={fault.value: times for fault, times in counts.faults.items()},
         )
 
     def _total(self) -> int:
@@ -159,20 +161,33 @@ class Run:
         Raises:
             BatchrunError: something it cannot go on from; everything counted so far is kept.
         """
-        files = discover(self._job.inputs)
-        store = await Store.open(
-            self._job.checkpoint,
-            self._clock,
-            provider=self._job.provider,
-            accept_loss=self._options.accept_loss,
-        )
-        self._going = asyncio.current_task()
         try:
-            return await self._with(store, files)
+            async with self._herald.working():
+                return await self._told()
         except BaseExceptionGroup as group:
             raise first_of(group) from group
         finally:
-            await store.release()
+            if self._store is not None:
+                await self._store.release()
+
+    async def _told(self) -> Report:
+        """The walk; an error it ends with is told, while the lock is still held, but not that another run has it."""
+        try:
+            files = discover(self._job.inputs)
+            store = await Store.open(
+                self._job.checkpoint,
+                self._clock,
+                provider=self._job.provider,
+                accept_loss=self._options.accept_loss,
+            )
+            store.when_noted(self._heard)
+            self._going, self._store = asyncio.current_task(), store
+            return await self._with(store, files)
+        except BusyError:
+            raise
+        except Exception as error:
+            self._herald.put(herald.failed(error, self._clock.now(), self._job.checkpoint, await self._sums()))
+            raise
 
     async def _with(self, store: Store, files: Sequence[SourceFile]) -> Report:
         try:
@@ -183,7 +198,7 @@ class Run:
                 await store.retry_rejections()
             if self._job.dedupe:
                 await find_twins(store)
-            self._start = await store.kept()
+            self._start, self._hidden = await store.kept(), await store.hidden()
             await store.note("opened", f"{self._start.pending} rows to send")
             parked = await self._send(store, settled)
             if self._job.dedupe:
@@ -198,7 +213,7 @@ class Run:
             # Not so when it comes as a group, from the middle of sending: then the run stays open in the checkpoint,
             # and the next start counts what this one may hide.
             with contextlib.suppress(StorageError):
-                await store.close("failed", error.message, doubt=self._cut_off)
+                await store.end("failed", error.message, doubt=self._cut_off)
             raise
 
     async def _send(self, store: Store, settled: Wanted) -> Parked | None:
@@ -208,7 +223,7 @@ class Run:
         self._stage = Stage.SENDING
         self._sending = Sending(
             self._job, self._key, self._clock, store, settled, self._start,
-            leaving=self._options.detach, announce=self._options.announce,
+            leaving=self._options.detach, announce=self._options.announce, confirm=self._options.confirm,
         )  # fmt: skip
         return await self._sending.go(interrupted=lambda: self.interrupted)
 
@@ -225,16 +240,17 @@ class Run:
             except Interrupted:
                 parked = Parked(ParkReason.INTERRUPTED, "Interrupted while the output was written.")
         report = await self._report(store, kept, parked, written=written)
-        await store.note(*_ending(report))
+        await store.note(*reckoning.ending(report))
         if report.parked is not None:
             await store.note("why", report.message)
         learned = self._quota.learned() if self._quota else {}
-        await store.close(
+        await store.end(
             "finished" if parked is None else "parked",
             None if parked is None else parked.reason.value,
             learned=msgspec.json.encode(learned).decode() if learned else None,
             doubt=self._cut_off,
         )
+        self._herald.put(herald.ended(report, self._clock.now()))
         return report
 
     async def _write_output(self, store: Store, settled: Wanted) -> bool:
@@ -257,66 +273,59 @@ class Run:
                 await sql.execute(
                     "note_written", path=path, size=stamp.size, mtime_ns=stamp.mtime_ns, revision=revision
                 )
+                await sql.note(store.now_ms(), "written", f"{self._total()} rows, {stamp.size} bytes: {path}")
         return True
 
-    async def _report(self, store: Store, kept: Kept, parked: Parked | None, *, written: bool) -> Report:
-        hidden = await store.hidden()
-        counts = self._counts
-        twice, twice_nano = await store.sql.one("paid_twice") or (0, 0)
-        replaced, replaced_nano = await store.sql.one("replaced") or (0, 0)
-        return Report(
-            exit_code=self._exit_code(kept, parked),
-            total=kept.pending + kept.answered + kept.rejected,
-            answered=kept.answered,
-            rejected=kept.rejected,
-            pending=kept.pending,
-            parked=parked.reason if parked else None,
-            message=parked.message if parked else "",
-            answered_now=counts.answered,
-            seconds=self._clock.monotonic() - self._began,
-            throttled=self._quota.throttled if self._quota else 0,
-            prompt_tokens=kept.prompt_tokens,
-            completion_tokens=kept.completion_tokens,
-            spent_nano=kept.cost_nano,
-            spent_now_nano=counts.spent_nano,
-            unpriced=kept.unpriced,
-            maybe_twice=hidden.calls + self._cut_off.calls,
-            maybe_twice_nano=hidden.nano + self._cut_off.nano,
-            checkpoint=store.path,
-            output=self._job.output if kept.pending == 0 else None,
-            written=written,
-            rejections=dict(await store.sql.all("rejections_by_fault")) if kept.rejected else {},
-            twice=twice,
-            twice_nano=twice_nano,
-            submitted=kept.submitted,
-            batches=self._batches,
-            again=kept.again,
-            asked_again=counts.better,
-            replaced=replaced,
-            replaced_nano=replaced_nano,
-            hint=self._sending.hint(self._clock.monotonic() - self._began) if self._sending is not None else "",
-            redirects=tuple(Redirect(asked, came, n) for (asked, came), n in counts.redirects.most_common()),
-            stood_in=tuple(Redirect(asked, came, n) for (asked, came), n in counts.stood_in.most_common()),
-            provider=self._job.provider,
-        )
+    # --- telling -----------------------------------------------------------------------------------------------------
 
-    def _exit_code(self, kept: Kept, parked: Parked | None) -> int:
-        if parked is not None:
-            return self._stop_code if parked.reason is ParkReason.INTERRUPTED else EXIT_CODES[parked.reason]
-        if kept.pending:
-            raise RuntimeError("rows are left, and nothing says why")  # a bug: exit 0 would be a lie
-        allowed = allowed_rejections(self._job.limits.max_rejected, kept.answered + kept.rejected)
-        return FINISHED if kept.rejected <= allowed else REJECTIONS
+    def _heard(self, kind: str, detail: str) -> None:
+        """A line has come into the diary."""
+        if kind == diary.Kind.RECOVERED:
+            now = self.progress()
+            sums = Sums(
+                now.total, now.answered, now.rejected, now.total - now.answered - now.rejected, now.spent_nano,
+                self._counts.spent_nano, self._hidden.nano,
+            )  # fmt: skip
+            self._herald.put(herald.recovered(detail, self._clock.now(), self._job.checkpoint, sums))
+
+    async def _sums(self) -> Sums | None:
+        """Where the checkpoint stands, when it can still be read."""
+        if self._store is None or self._options.notify is None:
+            return None
+        try:
+            kept, hidden = await self._store.kept(), await self._store.hidden()
+        except (StorageError, ValueError):  # the disk, or a connection that is closed
+            return None
+        total = kept.pending + kept.answered + kept.rejected
+        now = self._counts.spent_nano
+        return Sums(total, kept.answered, kept.rejected, kept.pending, kept.cost_nano, now, hidden.nano)
+
+    async def _undelivered(self, told: str) -> None:
+        """Write down that a notice was not delivered; the log has it also where the disk does not take it."""
+        if self._store is not None:
+            with contextlib.suppress(StorageError, ValueError):
+                await self._store.note_apart("notify", told)
+                return
+        diary.tell(int(self._clock.now() * 1000), "notify", told, self._job.checkpoint)
+
+    async def _report(self, store: Store, kept: Kept, parked: Parked | None, *, written: bool) -> Report:
+        sending, seconds = self._sending, self._clock.monotonic() - self._began
+        start = reckoning.Start(
+            counts=self._counts,
+            seconds=seconds,
+            throttled=self._quota.throttled if self._quota else 0,
+            cut_off=self._cut_off,
+            batches=self._batches,
+            hint="" if sending is None else sending.hint(seconds),
+            written=written,
+            stop_code=self._stop_code,
+            rest=None if sending is None or parked is None else await sending.rest(kept),
+        )
+        return await reckoning.report(store, self._job, kept, parked, start)
 
 
 def _is_interrupted(parked: Parked | None) -> bool:
     return parked is not None and parked.reason is ParkReason.INTERRUPTED
-
-
-def _ending(report: Report) -> tuple[str, str]:
-    """The last line of a run in the diary."""
-    counts = f"{report.answered} answered, {report.rejected} rejected, {report.pending} left"
-    return ("finished", counts) if report.parked is None else ("parked", f"{report.parked}: {counts}")
 
 
 def run(job: Job, key: str | None = None, options: Options | None = None) -> Report:

@@ -7,54 +7,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
 import msgspec
 
-from batchrun import choice, deadline, rows, terms
+from batchrun import choice, deadline, kit, rows, terms
 from batchrun.api.client import Client
-from batchrun.api.remote import Remote
 from batchrun.clock import Clock
 from batchrun.errors import InputError
 from batchrun.files import lines
-from batchrun.job import Job, allowed_rejections
+from batchrun.job import Job
+from batchrun.kit import Hooks, Kit
 from batchrun.lanes.batch import BatchLane
 from batchrun.lanes.carrier import Carrier, Returned, Stay
-from batchrun.lanes.collecting import Collector
-from batchrun.lanes.errands import Board, Errands
 from batchrun.lanes.lane import Counts, Parked
 from batchrun.lanes.live import LiveLane
 from batchrun.lanes.mending import Mender
-from batchrun.lanes.probing import LONG_RUN, Prober
-from batchrun.lanes.provider import Provider, batch_folder
+from batchrun.lanes.probing import LONG_RUN
+from batchrun.lanes.provider import batch_folder
 from batchrun.lanes.quota import LocalQuota
-from batchrun.lanes.standins import StandIns
-from batchrun.lanes.uploading import Uploader
 from batchrun.lanes.waiting import Asked
-from batchrun.records import Fault, ParkReason, Route, Trouble, Usage
+from batchrun.records import Fault, ParkReason, Route, Trouble
 from batchrun.reports import BatchStanding
 from batchrun.rows import Split
 from batchrun.rules import route
 from batchrun.rules.estimate import Load
-from batchrun.rules.money import Tariff
+from batchrun.rules.money import usd
 from batchrun.rules.remote import MOST_MISSES, RemoteBatch
-from batchrun.rules.route import Plan
+from batchrun.rules.route import Part, Plan
 from batchrun.store import batches
 from batchrun.store.keeper import Keeper
 from batchrun.store.store import Kept, Store
-from batchrun.store.till import Till
 from batchrun.wanted import Wanted
 
 Announce = Callable[[Plan], None]
+Confirm = Callable[[Plan], Awaitable[bool]]
 
 
 class Sending:
     """One start's sending.
 
     Attributes:
-        counts: what it has brought so far.
-        quota: pace, money and the stop flag; None until prices are known.
+        is_asking: whether it waits for the user's word on what it may cost.
     """
 
     def __init__(
@@ -68,6 +62,7 @@ class Sending:
         *,
         leaving: bool,
         announce: Announce,
+        confirm: Confirm | None,
     ) -> None:
         self._job = job
         self._key = key
@@ -77,6 +72,8 @@ class Sending:
         self._start = start
         self._leaving = leaving
         self._announce = announce
+        self._confirm = confirm
+        self.is_asking = False
         self._may_go_live = job.route is not Route.BATCH
         self._batch_models: frozenset[str] = frozenset()
         self._chosen: Plan | None = None
@@ -90,11 +87,23 @@ class Sending:
         self._news = asyncio.Event()
         self._failure: InputError | None = None
         self._lanes_task: asyncio.Task[None] | None = None
-        self._mender: Mender | None = None
+        self._kit: Kit | None = None
         self._carrier: Carrier | None = None
         self._batch_lane: BatchLane | None = None
-        self.counts = Counts()
-        self.quota: LocalQuota | None = None
+
+    @property
+    def counts(self) -> Counts:
+        """What it has brought so far."""
+        return self._kit.counts if self._kit is not None else Counts()
+
+    @property
+    def quota(self) -> LocalQuota | None:
+        """Pace, money and the stop flag; None until prices are known."""
+        return self._kit.quota if self._kit is not None else None
+
+    @property
+    def _mender(self) -> Mender | None:
+        return self._kit.mender if self._kit is not None else None
 
     def hint(self, seconds: float) -> str:
         """What to say of batches after so many seconds of sending, "" when nothing."""
@@ -116,123 +125,83 @@ class Sending:
         Raises:
             BatchrunError: something it cannot go on from.
         """
-        job, store, clock = self._job, self._store, self._clock
-        async with Client(job.base_url, self._key, job.timeouts, clock) as client:
-            loads = self._settled.seen.loads
-            listed = await client.models() or []
-            tariff = terms.tariff(listed, job, loads)
-            known = choice.Known(
-                self._start, loads, await store.gauges(), terms.learned(await store.learned()),
-                await terms.spent(store, job, tariff),
-            )  # fmt: skip
-            till = await Till.on(store)
-            keeper = Keeper(store, till)
-            standins = StandIns(job.repairs.fallbacks, clock, keeper.note)
-            self._mender = Mender(job.repairs, standins, tariff, terms.fit(job.asking.schema))
-            quota = self.quota = await self._quota(tariff, known, keeper, standins)
+        loads = self._settled.seen.loads
+        async with Client(self._job.base_url, self._key, self._job.timeouts, self._clock) as client:
+            tools = self._kit = await kit.pack(
+                self._job, self._store, self._clock, client, self._start, loads, leaving=self._stay is not Stay.WAIT
+            )
+            quota, keeper = tools.quota, tools.keeper
             quota.when_parked(self._news.set)
             if interrupted():
                 quota.park(ParkReason.INTERRUPTED, "Interrupted.")
             async with asyncio.TaskGroup() as group:
                 group.create_task(keeper.run())
-                self._lanes_task = group.create_task(self._work(client, known, keeper, till, tariff))
+                self._lanes_task = group.create_task(self._work(tools))
                 await asyncio.wait({self._lanes_task})
                 keeper.close()
             self._lanes_task = None
         if self._failure is not None:
             raise self._failure
         if quota.parked is not None and quota.parked.reason is ParkReason.HOPELESS:
-            await store.retry_rejections(quota.parked.fault, this_run=True)
-        return terms.advised(quota.parked, standins.gone(loads), listed)
+            await self._store.retry_rejections(quota.parked.fault, this_run=True)
+        return terms.advised(quota.parked, tools.standins.gone(loads), tools.listed)
 
-    async def _work(self, client: Client, known: choice.Known, keeper: Keeper, till: Till, tariff: Tariff) -> None:
+    async def _work(self, tools: Kit) -> None:
         """Find out which models can be called, choose the lanes, and send."""
-        job, quota, mender, now = self._job, self.quota, self._mender, self._clock.now()
-        if quota is None or mender is None:
-            raise RuntimeError("sending has not begun")
-        if self._start.pending - self._start.submitted >= LONG_RUN and not self._past:
-            prober = Prober(client, quota, keeper.keep, self._clock, tariff, mender.standins, self.counts)
-            left = math.inf if job.limits.deadline is None else job.limits.deadline - now
-            models = sorted(known.loads, key=lambda m: -known.loads[m].rows)
-            await prober.probe(models, job.asking.endpoint, left, one_by_one=job.limits.max_cost_nano is not None)
+        job, quota, known, tariff, now = self._job, tools.quota, tools.known, tools.tariff, self._clock.now()
+        if not await self._agreed(choice.plan(job, known, tariff, now)):
+            quota.park(ParkReason.INTERRUPTED, "You did not agree to what it may cost.")
+        if quota.parked is None and self._start.pending - self._start.submitted >= LONG_RUN and not self._past:
+            await kit.probe(tools)
         if quota.parked is not None:
             return
-        mender.standins.when_missing(lambda: self._model_gone(known, tariff))
-        here = known.with_stand_ins(mender.standins.lasting)
+        tools.standins.when_missing(lambda: self._model_gone(tools))
+        here = known.with_stand_ins(tools.standins.lasting)
         self._loads = here.loads
         self._chosen = chosen = choice.plan(job, here, tariff, now)
-        returning = choice.may_return(job, here, tariff, chosen, now)
-        self._batch_models = choice.batch_models(chosen) | returning
+        self._batch_models = choice.batch_models(chosen) | choice.may_return(job, here, tariff, chosen, now)
         if not self._may_go_live:
-            self._batch_models |= frozenset(mender.standins.fallbacks)
-        self._announce(chosen)
-        self._split = Split(self._batch_models, mender.frozen(), self._turned, self._may_go_live)
-        live = self._live_lane(client, quota, keeper, tariff, mender)
-        self._batch_lane = await self._batches(client, quota, keeper, till, tariff, mender)
-        await self._lanes(live)
+            self._batch_models |= frozenset(tools.standins.fallbacks)
+        self._tell(chosen, tools.keeper)
+        self._split = Split(self._batch_models, tools.mender.frozen(), self._turned, self._may_go_live)
+        await self._make_batch_lane(tools)
+        await self._lanes(lambda: kit.live_lane(tools))
 
-    # --- putting together --------------------------------------------------------------------------------------------
-
-    async def _quota(self, tariff: Tariff, known: choice.Known, keeper: Keeper, standins: StandIns) -> LocalQuota:
-        limits, start = self._job.limits, self._start
-        return LocalQuota(
-            limits,
-            self._clock,
-            tariff,
-            spent=known.spent or 0,
-            raise_marks=self._store.raise_marks,
-            note=keeper.note,
-            learned=known.learned,
-            rejected=start.rejected,
-            allowed=allowed_rejections(limits.max_rejected, start.pending + start.answered + start.rejected),
-            ceiling=terms.ceiling(limits.concurrency),
-            held=await batches.reserved(self._store),
-            leaving=self._stay is not Stay.WAIT,
-            proven=start.answered > 0,
-            standins=standins,
-        )
-
-    def _live_lane(
-        self, client: Client, quota: LocalQuota, keeper: Keeper, tariff: Tariff, mender: Mender
-    ) -> Callable[[], LiveLane]:
-        return lambda: LiveLane(
-            client, quota, keeper.keep, self._clock, tariff, mender,
-            job_model=self._job.asking.model, patience=self._job.limits.overload_patience, counts=self.counts,
-        )  # fmt: skip
-
-    async def _batches(
-        self, client: Client, quota: LocalQuota, keeper: Keeper, till: Till, tariff: Tariff, mender: Mender
-    ) -> BatchLane | None:
+    async def _make_batch_lane(self, tools: Kit) -> None:
         """The batch lane, when there is anything for it to do."""
-        job, store, clock = self._job, self._store, self._clock
-        left_behind = job.batching.delete_remote and bool(await batches.left_remote(store))
-        if not self._batch_models and not left_behind and not await batches.unfinished(store):
-            lines.sweep(batch_folder(store.path), ())  # a start that packed and died may have left files
-            return None
-
-        def cost(model: str, usage: Usage | None) -> int | None:
-            full = tariff.cost(model, usage)
-            return None if full is None else math.ceil(full * choice.discount(job, model))
-
-        remote = Remote(client)
-        errands = Errands(quota, clock, job.limits.overload_patience, remote.key_works)
-        board = Board(errands, remote.jobs, clock)
-        provider = Provider(remote, board, errands, Uploader(remote, errands), client.redacted)
-        collector = Collector(
-            store, till, provider, quota, clock, self.counts, job.batching, cost, mender, self._wanted_again,
-            job_model=job.asking.model, waits=self._stay is Stay.WAIT,
-        )  # fmt: skip
-        self._carrier = Carrier(
-            store, provider, collector, quota, clock, job.batching, self._stay,
-            may_go_live=self._may_go_live, patient=job.limits.wait_for_credits,
-            on_returned=self._returned, on_refused=self._refused, on_missing=self._missing,
-        )  # fmt: skip
-        probing = self._live_lane(client, quota, keeper, tariff, mender)
+        left_behind = self._job.batching.delete_remote and bool(await batches.left_remote(self._store))
+        if not self._batch_models and not left_behind and not await batches.unfinished(self._store):
+            lines.sweep(batch_folder(self._store.path), ())  # a start that packed and died may have left files
+            return
+        hooks = Hooks(self._wanted_again, self._returned, self._refused, self._missing, self._news.set)
         self._batches_done = False
-        return BatchLane(
-            store, self._carrier, errands, quota, self.counts, keeper.keep,
-            lambda asked: probing().run(rows.only(asked)), self._news.set, mender, job.batching, self._stay,
-        )  # fmt: skip
+        self._batch_lane, self._carrier = kit.batch_lane(tools, self._stay, hooks)
+
+    async def _agreed(self, plan: Plan) -> bool:
+        """Whether the user has nothing against what it may cost; asked before anything is sent."""
+        if self._confirm is None:
+            return True
+        self.is_asking = True
+        try:
+            return await self._confirm(plan)
+        finally:
+            self.is_asking = False
+
+    def _tell(self, plan: Plan, keeper: Keeper) -> None:
+        """Say the plan to whoever watches, and to the diary a line a model."""
+        self._announce(plan)
+        for part in plan.models:
+            if part.situation.load.rows:
+                keeper.note("plan", _told(part))
+
+    async def rest(self, kept: Kept) -> Plan | None:
+        """What is left, batches at work included, planned as a start would now; None when sending never began."""
+        tools = self._kit
+        if tools is None:
+            return None
+        all_left = msgspec.structs.replace(kept, submitted=0)
+        known = msgspec.structs.replace(tools.known, kept=all_left, gauges=await self._store.gauges())
+        return choice.plan(self._job, known.with_stand_ins(tools.standins.lasting), tools.tariff, self._clock.now())
 
     @property
     def _past(self) -> bool:
@@ -366,18 +335,14 @@ class Sending:
         """A batch's model cannot be called: whether another one takes its rows."""
         return self._mender is not None and self._mender.standins.missing(batch.model, batch.asked, message)
 
-    def _model_gone(self, known: choice.Known, tariff: Tariff) -> None:
+    def _model_gone(self, tools: Kit) -> None:
         """A model cannot be called: its rows go another way, which is chosen anew, and said."""
-        if self._mender is None:
-            return
-        counts, kept = self.counts, known.kept
+        counts, kept = tools.counts, tools.known.kept
         left = max(kept.submitted, kept.pending - counts.answered - counts.rejected)
-        now = msgspec.structs.replace(
-            known, kept=msgspec.structs.replace(kept, pending=left, answered=kept.answered + counts.answered)
-        )
-        now = now.with_stand_ins(self._mender.standins.lasting)
-        self._chosen = choice.plan(self._job, now, tariff, self._clock.now())
-        self._announce(self._chosen)
+        kept = msgspec.structs.replace(kept, pending=left, answered=kept.answered + counts.answered)
+        now = msgspec.structs.replace(tools.known, kept=kept).with_stand_ins(tools.standins.lasting)
+        self._chosen = choice.plan(self._job, now, tools.tariff, self._clock.now())
+        self._tell(self._chosen, tools.keeper)
         self._more_live = True
         self._news.set()
         if not self._batches_done:
@@ -441,3 +406,10 @@ class Sending:
             self._failure = error
             if self.quota is not None:
                 self.quota.park(ParkReason.INTERRUPTED, error.message)
+
+
+def _told(part: Part) -> str:
+    """The way chosen for one model, in a line."""
+    rows, chosen = part.situation.load.rows, part.choice
+    likely = "cost unknown" if chosen.way.cost is None else f"about ${usd(round(chosen.way.cost.likely)):.4f}"
+    return f"{part.situation.model}: {chosen.lane}, {rows} rows, {likely}: {chosen.reasons[0]}"

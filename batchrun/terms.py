@@ -34,17 +34,17 @@ OTHER_FILES = 64
 def tariff(listed: Sequence[ModelInfo], job: Job, loads: Mapping[str, Load]) -> Tariff:
     """Prices and contexts: the user's word, else the server's list, else the dated table.
 
-    Checked for --max-cost.
+    Checked for --max-cost and --max-cost-run.
 
     Raises:
-        UsageError: with --max-cost, a price or a context that is needed is not known.
+        UsageError: with one of these, a price or a context that is needed is not known.
     """
     table = data.tariff()
     known = Tariff(
         {**table.prices, **{m.id: m.price for m in listed if m.price is not None}, **job.prices},
         {**table.contexts, **{m.id: m.context for m in listed if m.context is not None}},
     )
-    if job.limits.max_cost_nano is not None:
+    if job.limits.max_cost_nano is not None or job.limits.max_cost_run_nano is not None:
         any_row = sum(loads.values(), Load())
         _check_bounds(known, {**dict.fromkeys(job.repairs.fallbacks, any_row), **loads}, listed)
     return known

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MODEL, MakeJob
+from support import MODEL, MakeJob, assert_ledger, is_checkpoint
 
 from batchrun import door
 from batchrun.job import Asking, Job, Limits, checked
+
+# Most tests read what people see on a terminal; here and in the processes that they start there is none.
+os.environ["BATCHRUN_LOG"] = "none"
 
 
 @pytest.fixture
@@ -45,3 +49,20 @@ def _hearing() -> None:
 def _open_door() -> Iterable[None]:
     yield
     door.watch(None)
+
+
+@pytest.fixture(autouse=True)
+def _ledgers(request: pytest.FixtureRequest) -> Iterable[None]:
+    """Whatever a test did to a checkpoint in its folder, the money in it must add up."""
+    yield
+    if "by_hand" in request.fixturenames:
+        return
+    folder = request.node.funcargs.get("tmp_path") if isinstance(request.node, pytest.Function) else None
+    for path in folder.rglob("*.db") if folder is not None else ():
+        if is_checkpoint(path):
+            assert_ledger(path)
+
+
+@pytest.fixture
+def by_hand() -> None:
+    """For a test that changes or damages a checkpoint by hand: it need not add up at the end."""

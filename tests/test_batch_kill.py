@@ -79,6 +79,7 @@ async def proven(simulator: Simulator, job: Job) -> Report:
     assert (report.exit_code, report.answered, report.pending) == (0, ROWS, 0), report.message
     assert [made.lines for made in simulator.batches.jobs] == [LINES] * (ROWS // LINES)
     assert paid_for(simulator.account.charges) == {content(prompt(n)): 1 for n in range(ROWS)}
+    assert report.spent_nano == report.useful_nano == simulator.account.spent
     assert job.output is not None
     assert [row["id"] for row in read_rows(job.output)] == list(range(ROWS))
     assert {row["state"] for row in read_rows(job.output)} == {"answered"}

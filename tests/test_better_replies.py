@@ -724,7 +724,7 @@ async def test_while_better_answers_are_wanted_every_face_says_so(tmp_path: Path
         (said,) = plans
         assert plan.text(said) == f"{ROWS} rows: {ROWS} answered ({ROWS} to be asked for a better answer)."
         last, _ = closing.summary(report).splitlines()[-2:]
-        assert f"0 left, {ROWS} to be asked for a better answer, about $0.0000" in last
+        assert f"0 left, {ROWS} to be asked for a better answer, less than $0.01 more." in last
         with View(job.checkpoint) as view:
             seen = status.standing(view, job.checkpoint, 0.0, 0)
         assert f"Of the answered, {ROWS} to be asked for a better answer." in status.text(seen)

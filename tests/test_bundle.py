@@ -163,7 +163,7 @@ def test_the_checkpoint_behind_the_bundle_does_hold_all_that(bundled: Path) -> N
     with View(str(checkpoint)) as view:
         told = [*view.rejected(), *view.events(100)]
         answers = b"".join(outcome.body or b"" for outcome in view.outcomes())
-        stored = [view.job(), view.sources(), view.spend_by_model(), view.batches(), view.last_run(), told, answers]
+        stored = [view.job(), view.sources(), view.ledger(), view.batches(), view.last_run(), told, answers]
     elsewhere = {"column", "cell", "code", "kind", "listed", "url", "user", "home"}
     assert [place for place in PLACES if MARK[place] not in str(stored) and place not in elsewhere] == []
 

@@ -9,7 +9,8 @@ from typing import Any
 from batchrun.faces.plan import as_json, text
 from batchrun.records import Endpoint, Price, Route
 from batchrun.rules.estimate import Gauge, Load, one_reply, tokens
-from batchrun.rules.route import Part, Plan, Situation, choose
+from batchrun.rules.route import Part, Plan, choose
+from batchrun.rules.ways import Situation
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
 SEEN = Gauge()

@@ -86,7 +86,6 @@ class Connections:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect),
             # Without the key: it is for one host alone, and aiohttp shows what stands here to proxies too.
             headers={"User-Agent": USER_AGENT, "Accept": "application/json"},
-            skip_auto_headers=["Content-Type"],  # a body without a type is sent without one
             # With `trust_env` aiohttp would read ~/.netrc too, and refuse to call a host that stands there, or show it
             # the user's password. Proxies are looked up here instead.
             trust_env=False,
@@ -126,9 +125,14 @@ class Connections:
         """One request; `async with await` it, and read its body inside. Redirects are not followed."""
         if self._session is None:
             raise RuntimeError("the client is used outside its `async with`")
-        said = {**(headers or {}), "Authorization": f"Bearer {self.key}"} if show_key and self.key else headers
+        said = dict(headers or {})
+        if show_key and self.key:
+            said["Authorization"] = f"Bearer {self.key}"
+        guessed = None if "Content-Type" in said else ["Content-Type"]  # a body without a type is sent without one
         proxy = {} if self._on_this_machine else await self._proxy(url)
-        return self._session.request(method, url, data=data, headers=said, allow_redirects=False, **proxy)
+        return self._session.request(
+            method, url, data=data, headers=said, skip_auto_headers=guessed, allow_redirects=False, **proxy
+        )
 
     async def _proxy(self, url: URL) -> dict[str, Any]:
         """HTTPS_PROXY and its kin, asked once a host; a server on this machine, and what it names, need none."""
@@ -195,12 +199,13 @@ async def whole(response: aiohttp.ClientResponse, alarm: Alarm) -> bytes:
     Raises:
         ValueError: it is not.
     """
-    content = bytearray()
-    async for chunk in response.content.iter_any():
-        content += chunk
+    stream = response.content
+    content = bytearray(await stream.readany())
+    while not stream.at_eof():  # most replies come in one piece, and need the alarm no more
+        alarm.moved()
+        content += await stream.readany()
         if len(content) > LARGEST_BODY:
             raise ValueError("the body is too long")
-        alarm.moved()
     return bytes(content)
 
 

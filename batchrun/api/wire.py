@@ -101,9 +101,10 @@ def _usage(seen: Any) -> Usage | None:
     prompt, completion = seen.get("prompt_tokens"), seen.get("completion_tokens")
     if not _count(prompt) or not _count(completion):
         return None
-    details = seen.get("prompt_tokens_details")
-    places = (seen, details if isinstance(details, dict) else {})
-    return Usage(prompt, completion, next((c for c in (p.get("cached_tokens") for p in places) if _count(c)), 0))
+    for place in (seen, seen.get("prompt_tokens_details")):
+        if isinstance(place, dict) and _count(cached := place.get("cached_tokens")):
+            return Usage(prompt, completion, cached)
+    return Usage(prompt, completion)
 
 
 def _count(value: Any) -> TypeGuard[int]:
@@ -213,6 +214,8 @@ def redacted(message: str, body: bytes, key: str | None) -> str:
 
 def printable(text: str) -> str:
     """The text with white space as spaces, and a mark for what would command a terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else " " if char.isspace() else "?" for char in text)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import click
 import msgspec
 
-from batchrun.cli.options import asking_options
+from batchrun.cli.options import asking_options, job_options
 from batchrun.cli.words import new_job, newest_checkpoint
 from batchrun.errors import InputError, UsageError
 from batchrun.job import Job
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@job_options
 @asking_options
 @click.option("-n", "rows", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
 def preview(inputs: tuple[str, ...], rows: int, **given: Any) -> None:
@@ -63,8 +63,8 @@ def _first(reader: Any, rows: int) -> Any:
 def status(checkpoint: str | None, *, as_json: bool, events: int) -> None:
     """Show what is done, left, rejected and spent.
 
-    Works at any moment, also while a run is writing. Without CHECKPOINT: the newest
-    in checkpoints/.
+    Works at any moment, also while a run is writing. CHECKPOINT may be named by
+    its job file. Without CHECKPOINT: the newest in checkpoints/.
     """
     from batchrun.faces import status as face
     from batchrun.store.view import View
@@ -82,7 +82,8 @@ def export(checkpoint: str | None, output: str) -> None:
     """Write the output as it stands now.
 
     Pending rows are in it as pending. Works at any moment, also while a run is
-    writing. Without CHECKPOINT: the newest in checkpoints/.
+    writing. CHECKPOINT may be named by its job file. Without CHECKPOINT: the
+    newest in checkpoints/.
     """
     from batchrun import output as writing
     from batchrun.files.source import SourceFile

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import traceback
@@ -11,15 +10,17 @@ from typing import Any
 import click
 
 from batchrun import __version__
+from batchrun.cli import logs
 from batchrun.cli.check import check
 from batchrun.cli.doctor import doctor
 from batchrun.cli.errors import errors
 from batchrun.cli.look import export, preview, status
 from batchrun.cli.models import models
 from batchrun.cli.plan import plan
+from batchrun.cli.prune import prune
 from batchrun.cli.run import resume, run
 from batchrun.cli.simulate import simulate
-from batchrun.errors import BatchrunError, InputError
+from batchrun.errors import BatchrunError
 
 _STANDARD_ERROR = 2
 _BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
@@ -49,28 +50,34 @@ def batchrun() -> None:
     """
 
 
-for command in (run, resume, plan, preview, check, status, export, errors, models, doctor, simulate):
+for command in (run, resume, plan, preview, check, status, export, errors, prune, models, doctor, simulate):
     batchrun.add_command(command)
 
 
 def main() -> None:
     """Run the command line and leave the process with its exit code."""
     _fill_standard_streams()
+    logs.forget()
     try:
         code = batchrun.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
     except click.ClickException as error:
-        error.show()
+        _voice().misused(error)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = 130
+        _voice().aborted(code)
     except BatchrunError as error:
-        _show(error)
+        _voice().failed(error)
         code = error.exit_code
     except Exception as error:  # noqa: BLE001 - the last line of defence
         code = _internal(error)
     sys.exit(code or 0)
+
+
+def _voice() -> logs.Voice:
+    return logs.voice_for(sys.argv[1:], os.environ)
 
 
 def _fill_standard_streams() -> None:
@@ -80,23 +87,13 @@ def _fill_standard_streams() -> None:
     os.close(number)
 
 
-def _show(error: BatchrunError) -> None:
-    problems = error.problems if isinstance(error, InputError) else ()
-    _say("\n".join([*problems, f"Error: {error.message}", *([error.next_step] if error.next_step else [])]))
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # a full or closed standard error must not change the exit code
-        click.echo(text, err=True)
-
-
 def _internal(error: Exception) -> int:
     """A bug. The message may hold anything, so only its kind and place are shown."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    _say(
+    _voice().broken(
         f"Internal error: {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}. "  # noqa: PTH119
-        "Every answer counted so far is kept.\n"
-        "Run the same command to go on; please report this line."
+        "Every answer counted so far is kept.",
+        "Run the same command to go on; please report this line.",
     )
     if os.environ.get("BATCHRUN_TRACEBACK"):
         traceback.print_exception(error)

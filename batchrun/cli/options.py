@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
+from batchrun.cli import joboption
 from batchrun.records import Endpoint, Route
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -23,6 +24,19 @@ def _options(*declared: Callable[[F], F]) -> Callable[[F], F]:
 
     return decorate
 
+
+job_options = _options(
+    click.argument("inputs", nargs=-1, metavar="INPUT...", callback=joboption.inputs),
+    click.option(
+        "--job",
+        metavar="FILE.toml",
+        is_eager=True,
+        expose_value=False,
+        callback=joboption.read,
+        help="Options from a file, INPUT as `input`; what is typed wins. Its paths start at its folder.",
+    ),
+    joboption.finished,
+)
 
 asking_options = _options(
     click.option("-m", "--model", metavar="MODEL", help="The model, unless every row names its own."),
@@ -58,7 +72,10 @@ limit_options = _options(
     click.option("--rpm", type=float, metavar="N", help="Requests per minute at most, for each model."),
     click.option("--tpm", type=float, metavar="N", help="Tokens per minute at most, for each model."),
     click.option("--max-cost", type=float, metavar="USD", help="Never spend more over the checkpoint's life."),
-    click.option("--price", multiple=True, metavar="MODEL=IN/OUT", help="US dollars per million tokens."),
+    click.option("--max-cost-run", type=float, metavar="USD", help="Never commit more than this in one start."),
+    click.option(
+        "--price", multiple=True, metavar="MODEL=IN/OUT", help="US dollars per million tokens; IN/OUT/CACHED."
+    ),
     click.option("--wait-for-credits", is_flag=True, default=None, help="Out of credits: wait for the top-up."),
     click.option("--overload-patience", type=float, metavar="S", help="Park after so long without answer (900)."),
     click.option("--max-rejected", metavar="N|P%", help="So many rejected rows still exit 0."),
@@ -69,7 +86,7 @@ limit_options = _options(
 )
 
 run_options = _options(
-    click.option("--checkpoint", metavar="FILE", help="Default: one in checkpoints/, by the name of INPUT."),
+    click.option("--checkpoint", metavar="FILE", help="Default: in checkpoints/, named after INPUT or the job file."),
     click.option("--base-url", metavar="URL", help="Another server; or TOGETHER_BASE_URL."),
     click.option("--key-env", metavar="NAME", help="Variable with the key (TOGETHER_API_KEY)."),
     click.option("--insecure-http", is_flag=True, help="Allow plain http to another machine."),
@@ -92,4 +109,19 @@ start_options = _options(
         show_default=True,
         help="A bar on a terminal, JSON lines on stdout, or nothing.",
     ),
+    click.option(
+        "--log",
+        type=click.Choice(["auto", "text", "json", "none"]),
+        default="auto",
+        show_default=True,
+        envvar="BATCHRUN_LOG",
+        help="Events on stderr; auto: none on a terminal, else JSON lines.",
+    ),
+    click.option(
+        "--notify", multiple=True, metavar="URL", envvar="BATCHRUN_NOTIFY", help="POST to it on end, park, recovery."
+    ),
+    click.option("--confirm-above", metavar="USD", help="On a terminal, ask before more may be spent (10); none."),
+    click.option("--yes", is_flag=True, help="Do not ask."),
+    click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="N", help="Prometheus on 127.0.0.1; 0: any."),
+    click.option("--metrics-file", metavar="FILE.prom", help="Metrics for node_exporter, every 15 seconds."),
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from batchrun.cli.options import asking_options, limit_options, run_options
+from batchrun.cli.options import asking_options, job_options, limit_options, run_options
 from batchrun.cli.words import key_in, new_job
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@job_options
 @asking_options
 @limit_options
 @run_options

@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from batchrun.cli.options import asking_options, limit_options, run_options, start_options
-from batchrun.cli.words import changed, key_in, new_job, newest_checkpoint
+from batchrun.cli import logs
+from batchrun.cli.logs import Log, Voice
+from batchrun.cli.notify import notify_of, telling
+from batchrun.cli.options import asking_options, job_options, limit_options, run_options, start_options
+from batchrun.cli.question import Question, is_attended
+from batchrun.cli.words import changed, confirm_above, key_in, new_job, newest_checkpoint
 from batchrun.errors import UsageError, first_of
 from batchrun.job import Job
 
 if TYPE_CHECKING:
+    from batchrun.herald import Notify
     from batchrun.reports import Report
     from batchrun.rules.route import Plan
     from batchrun.run import Run
@@ -29,7 +34,7 @@ _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@job_options
 @asking_options
 @limit_options
 @run_options
@@ -42,6 +47,10 @@ def run(inputs: tuple[str, ...], **given: Any) -> None:
     `prompt`, or any columns with --template. Every paid answer is kept in the
     checkpoint before it counts; the output is written when all rows are done.
 
+    With --job every option may be a key of a TOML file, INPUT too. Its paths
+    start at its own folder, where checkpoints/<name of the file>.db is the
+    default checkpoint; `batchrun status FILE.toml` finds it.
+
     Whether rows go out in batches or as live calls is chosen for each model,
     by price, time and --deadline, and said before anything is sent.
 
@@ -51,7 +60,8 @@ def run(inputs: tuple[str, ...], **given: Any) -> None:
     no such model, 10 some rows rejected, 11 disk or checkpoint, 130/143
     interrupted. All but 0 and 10 can go on.
     """
-    _start(new_job(inputs, given, os.environ), given)
+    voice = logs.choose(given["log"])
+    _start(new_job(inputs, given, os.environ), given, voice)
 
 
 @click.command()
@@ -61,34 +71,36 @@ def run(inputs: tuple[str, ...], **given: Any) -> None:
 def resume(checkpoint: str | None, **given: Any) -> None:
     """Go on with the job stored in CHECKPOINT, nothing to retype.
 
-    Without CHECKPOINT: the newest in checkpoints/. Options given here replace
-    those of the stored job.
+    CHECKPOINT may be named by its job file. Without CHECKPOINT: the newest in
+    checkpoints/. Options given here replace those of the stored job.
     """
     from batchrun.store.view import View
 
+    voice = logs.choose(given["log"])
     with View(newest_checkpoint(checkpoint)) as view:
         stored = view.job()
     if stored is None:
         raise UsageError("This checkpoint has no job yet: its input was never read.", "Start it with `batchrun run`.")
-    _start(changed(msgspec.json.decode(stored[1], type=Job), given), given)
+    _start(changed(msgspec.json.decode(stored[1], type=Job), given), given, voice)
 
 
-def _start(job: Job, given: dict[str, Any]) -> None:
+def _start(job: Job, given: dict[str, Any], voice: Voice) -> None:
     if not job.simulate and (given["credits"] is not None or given["script"] is not None):
         raise UsageError("--credits and --script are for the simulator.", "Add --simulate.")
-    with _server(job, given) as (reachable, key):
-        report = _go(reachable, key, given)
-    from batchrun.faces import closing
-
+    with (
+        telling(notify_of(given["notify"]), job.checkpoint) as notify,
+        _server(job, given, voice) as (reachable, key),
+    ):
+        report = _go(reachable, key, given, voice, notify)
     if given["progress"] == "json":
         with contextlib.suppress(OSError):
             click.echo(msgspec.json.encode({"event": "report", **report.to_dict()}))
-    _say(closing.summary(report))
+    voice.end(report)
     raise click.exceptions.Exit(report.exit_code)
 
 
 @contextlib.contextmanager
-def _server(job: Job, given: dict[str, Any]) -> Iterator[tuple[Job, str | None]]:
+def _server(job: Job, given: dict[str, Any], voice: Voice) -> Iterator[tuple[Job, str | None]]:
     """The job with the address to call, and the key; the simulator runs for as long as it is needed."""
     if not job.simulate:
         from batchrun.api.key import key_for
@@ -96,7 +108,8 @@ def _server(job: Job, given: dict[str, Any]) -> Iterator[tuple[Job, str | None]]
         key = key_in(job, os.environ)
         sent = key_for(job, key)
         if key and not sent:
-            _say(f"The key in {job.key_env} is not sent to {job.provider}; name a variable for it with --key-env.")
+            told = f"The key in {job.key_env} is not sent to {job.provider}; name a variable for it with --key-env."
+            voice.say("hint", told)
         yield job, sent
         return
     from batchrun.cli.simulated import simulator
@@ -105,48 +118,71 @@ def _server(job: Job, given: dict[str, Any]) -> Iterator[tuple[Job, str | None]]
         yield msgspec.structs.replace(job, base_url=url), "simulated"
 
 
-def _go(job: Job, key: str | None, given: dict[str, Any]) -> Report:
+def _go(job: Job, key: str | None, given: dict[str, Any], voice: Voice, notify: Notify | None) -> Report:
     from batchrun.run import Options, Run
 
     # A run makes many objects and hardly a cycle; looking for cycles as often as by default costs a sixth of the CPU.
     gc.freeze()
     gc.set_threshold(_GC_EVERY)
-    options = Options(given["new_requests"], given["accept_loss"], given["retry_rejected"], given["detach"], _announced)
+    limit = confirm_above(given["confirm_above"])
+    question = None if limit is None or given["yes"] or not is_attended() else Question(limit, _ask)
+
+    def announce(plan: Plan) -> None:
+        if question is None or question.shown != plan:
+            voice.plan(plan)
+
+    options = Options(
+        given["new_requests"], given["accept_loss"], given["retry_rejected"], given["detach"], announce,
+        None if question is None else question.agreed, notify,
+    )  # fmt: skip
+    going = _measured(job, Run(job, key, options=options), given, question, voice)
     try:
         import uvloop
     except ImportError:
-        return asyncio.run(_attended(Run(job, key, options=options), given["progress"]))
-    report: Report = uvloop.run(_attended(Run(job, key, options=options), given["progress"]))
+        return asyncio.run(going)
+    report: Report = uvloop.run(going)
     return report
 
 
-def _announced(plan: Plan) -> None:
-    from batchrun.faces.plan import text
+async def _measured(job: Job, run: Run, given: dict[str, Any], question: Question | None, voice: Voice) -> Report:
+    """The run, and Prometheus beside it when it is wanted."""
+    from batchrun.faces.metrics import serving
 
-    _say(text(plan))
+    port, path = given["metrics_port"], given["metrics_file"]
+    async with serving(job, run.progress, port=port, path=path, note=voice.say) as ended:
+        report = await _attended(run, given["progress"], question, voice)
+        ended(report.exit_code)
+        return report
 
 
-async def _attended(run: Run, progress: str) -> Report:
+async def _attended(run: Run, progress: str, question: Question | None, voice: Voice) -> Report:
     """The run with its face beside it, and signals turned into stops."""
     from batchrun.faces.progress import face
 
     loop = asyncio.get_running_loop()
     for number, code in _SIGNALS.items():
         if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            loop.add_signal_handler(number, _stop, run, code)
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    kind = progress if progress != "auto" else "bar" if terminal else "none"
+            loop.add_signal_handler(number, _stop, run, code, question, voice)
+    kind = _face(progress, voice)
     try:
         async with asyncio.TaskGroup() as group:
             showing = group.create_task(face(kind, run.progress))
             try:
-                return await run.go()
+                with voice.listening(bar=kind == "bar"):
+                    return await run.go()
             finally:
                 showing.cancel()
     except BaseExceptionGroup as failed:
         raise first_of(failed) from failed
     finally:
         _ignore_signals(loop)
+
+
+def _face(progress: str, voice: Voice) -> str:
+    """Which face shows the run; among JSON lines there is no room for a bar."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    kind = progress if progress != "auto" else "bar" if terminal else "none"
+    return "none" if kind == "bar" and voice.log is Log.JSON else kind
 
 
 def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
@@ -156,14 +192,15 @@ def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _stop(run: Run, code: int) -> None:
+def _stop(run: Run, code: int, question: Question | None, voice: Voice) -> None:
     first = not run.interrupted
     run.interrupt(code)
+    if question is not None:
+        question.give_up()
     if first:
-        _say("\nStopping: what is in flight finishes and is kept. Once more ends at once.")
+        voice.say("stopping", "\nStopping: what is in flight finishes and is kept. Once more ends at once.")
 
 
-def _say(text: str) -> None:
-    """To standard error, if there is still anybody: a run outlives its terminal."""
-    with contextlib.suppress(OSError, ValueError):
-        click.echo(text, err=True)
+def _ask(text: str) -> None:
+    """To the terminal, without a new line behind it."""
+    click.echo(text, err=True, nl=False)

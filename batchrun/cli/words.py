@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from batchrun.cli.joboption import checkpoint_of
 from batchrun.errors import UsageError
 from batchrun.job import Asking, Job, Repairs, base_url, checked
 from batchrun.records import Cut, Endpoint, Price, Route, TooLong
@@ -82,8 +83,9 @@ def changed(job: Job, given: Mapping[str, Any]) -> Job:
     """The job with what may change at any start: limits, route, money, timeouts, output, prices."""
     said = {name: value for name, value in given.items() if value is not None}
     _check_finite(said)
-    if "max_cost" in said:
-        said["max_cost_nano"] = money.nano(said["max_cost"])
+    for name in ("max_cost", "max_cost_run"):
+        if name in said:
+            said[f"{name}_nano"] = money.nano(said[name])
     if "deadline" in said:
         said["deadline"] = deadline(said["deadline"], datetime.now().astimezone())
     fields: dict[str, Any] = {
@@ -103,6 +105,32 @@ def changed(job: Job, given: Mapping[str, Any]) -> Job:
     if "route" in said:
         fields["route"] = Route(said["route"])
     return checked(msgspec.structs.replace(job, **fields))
+
+
+CONFIRM_ABOVE = money.nano(10)
+
+
+def confirm_above(word: str | None) -> int | None:
+    """Nano-dollars above which the user is asked, None for never.
+
+    Raises:
+        UsageError: no amount of money.
+    """
+    if word is None:
+        return CONFIRM_ABOVE
+    if word.strip().lower() == "none":
+        return None
+    try:
+        return money.nano(_not_negative(word))
+    except ValueError:
+        raise UsageError("--confirm-above takes US dollars, such as 25, or none.") from None
+
+
+def _not_negative(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError
+    return number
 
 
 def _check_finite(said: Mapping[str, Any]) -> None:
@@ -306,13 +334,13 @@ def _key_file(path: str) -> str:
 
 
 def newest_checkpoint(typed: str | None) -> str:
-    """The checkpoint that was named, or the newest in `checkpoints/`.
+    """The checkpoint that was named, by itself or by its job file, or the newest in `checkpoints/`.
 
     Raises:
         UsageError: there is none.
     """
     if typed is not None:
-        return os.path.realpath(_absolute(typed))
+        return os.path.realpath(_absolute(checkpoint_of(typed) if typed.lower().endswith(".toml") else typed))
     found = sorted(Path("checkpoints").glob("*.db"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise UsageError("There is no checkpoint in checkpoints/.", "Name one, or start one with `batchrun run`.")

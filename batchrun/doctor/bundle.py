@@ -35,7 +35,7 @@ _TEXT = "(text)"
 _RUN_STATES = frozenset({"new", "running", "killed", "finished", "parked", "failed", "crashed", "open"})
 _KINDS = frozenset(
     {"batch", "closed", "credits", "deadline", "fallback", "finished", "loss", "opened", "parked", "retry"}
-    | {"throttled", "why"}
+    | {"throttled", "why", "plan", "recovered", "written", "notify", "pruned"}
 )
 _BATCH_STATES = frozenset(
     {"planned", "uploading", "uploaded", "creating", "running", "ended", "collected", "abandoned"}
@@ -48,6 +48,10 @@ _DETAILS = {
     "finished": re.compile(_COUNTS),
     "parked": re.compile(rf"(?:{'|'.join(ParkReason)}): {_COUNTS}"),
     "retry": re.compile(rf"[\d,]+ rows? pending again \((?:all|{'|'.join(Fault)})\)"),
+    "recovered": re.compile(
+        r"The account has credits again\.|"
+        rf"Answers again; the run before was (?:killed|parked: (?:{'|'.join(ParkReason)}))\."
+    ),
     "credits": re.compile(
         r"The account has credits again\.|Out of credits; one call at a time looks whether there are any again\."
     ),

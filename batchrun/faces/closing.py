@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from batchrun.faces.words import count, dollars, duration, place
+import shlex
+
+from batchrun.faces.words import about, about_dollars, bound, count, dollars, duration, place, spent
 from batchrun.job import SIMULATED, TOGETHER
 from batchrun.records import ParkReason
 from batchrun.reports import Report
+from batchrun.rules.money import usd
 
 # What to do next, and the words that go behind `batchrun resume CHECKPOINT` for it.
 _NEXT = {
     ParkReason.CREDITS: ("Top up, then", ""),
     ParkReason.KEY: ("Set a key that works (`batchrun doctor` tells which is read), then", ""),
     ParkReason.OVERLOAD: ("Try again later", ""),
-    ParkReason.BUDGET: ("Raise the limit", " --max-cost USD"),
+    ParkReason.BUDGET: ("Raise the limit", " --max-cost USD"),  # see `_budget`
     ParkReason.DEADLINE: ("Name a later time, or none", " --deadline TIME"),
     ParkReason.REMOTE: ("Collect what is ready, and go on", ""),
     ParkReason.HOPELESS: ("Mend the job and run it again; or, when so many may fail", " --max-rejected 30%"),
@@ -31,6 +34,26 @@ def summary(report: Report) -> str:
     return "\n".join(_parked(report) if report.parked else _finished(report))
 
 
+def outcome(report: Report) -> str:
+    """In a sentence, what the end of the run was."""
+    if report.parked is not None:
+        return _sentence(report.message)
+    return f"{count(report.answered)} of {count(report.total)} rows answered, {count(report.rejected)} rejected."
+
+
+def next_command(report: Report) -> str:
+    """The command that goes on, or shows what was rejected, wherever it is typed; "" when nothing is to be done."""
+    checkpoint = shlex.quote(report.checkpoint)
+    if report.parked is not None:
+        return _resume(checkpoint, report, report.parked)
+    return f"batchrun errors {checkpoint}" if report.rejected else ""
+
+
+def _resume(checkpoint: str, report: Report, reason: ParkReason) -> str:
+    words = _budget(report)[1] if reason is ParkReason.BUDGET else _NEXT[reason][1]
+    return f"batchrun resume {checkpoint}{words}"
+
+
 def _finished(report: Report) -> list[str]:
     written = "" if report.output is None else f"{place(report.output)}{'' if report.written else ' (as it was)'}"
     rejected = ", ".join(f"{fault} {count(rows)}" for fault, rows in report.rejections.items())
@@ -39,6 +62,7 @@ def _finished(report: Report) -> list[str]:
         + (f" ({rejected}; see `batchrun errors`)." if rejected else "."),
         _pace(report),
         _money(report),
+        *_of_use(report),
         _twice(report),
         *_replaced(report),
         *_redirects(report),
@@ -55,6 +79,7 @@ def _parked(report: Report) -> list[str]:
     return [
         _pace(report),
         _money(report),
+        *_of_use(report),
         _twice(report),
         *_replaced(report),
         *_redirects(report),
@@ -65,10 +90,16 @@ def _parked(report: Report) -> list[str]:
 
 def _next(report: Report, reason: ParkReason) -> str:
     """The command that goes on; at Together also where to go first."""
-    todo, words = _NEXT[reason]
+    todo = _budget(report)[0] if reason is ParkReason.BUDGET else _NEXT[reason][0]
     if report.provider in {TOGETHER, SIMULATED}:
         todo = _WHERE.get(reason, todo)
-    return f"{todo}: batchrun resume {place(report.checkpoint)}{words}"
+    return f"{todo}: {_resume(place(report.checkpoint), report, reason)}"
+
+
+def _budget(report: Report) -> tuple[str, str]:
+    if report.enough_nano is None:
+        return "Each start may spend as much again", ""
+    return "Raise the limit", f" --max-cost {usd(report.enough_nano):.2f}"
 
 
 def _sentence(message: str) -> str:
@@ -110,11 +141,14 @@ def _batches(report: Report) -> str:
 
 
 def _left_may_cost(report: Report) -> str:
-    """The rest at the mean price of what was answered; nothing where that is not known."""
-    if not report.answered or not report.spent_nano or report.unpriced:
+    """What the rest is expected to cost, better answers at the mean price of the first; nothing where it is unknown."""
+    if not report.pending and report.again and not report.unpriced:
+        return f", {about(report.spent_nano / report.answered * report.again)} more"
+    if report.left_nano is None or not report.pending:
         return ""
-    left = report.pending + report.again
-    return f", about {dollars(round(report.spent_nano / report.answered * left))} more" if left else ""
+    low, likely, high = report.left_nano
+    span = f" ({about_dollars(low)} to {about_dollars(high)})" if about_dollars(low) != about_dollars(high) else ""
+    return f", {about(likely)} more{span}"
 
 
 def _pace(report: Report) -> str:
@@ -127,11 +161,21 @@ def _pace(report: Report) -> str:
 
 
 def _money(report: Report) -> str:
-    unpriced = f", {count(report.unpriced)} answers of unknown price" if report.unpriced else ""
-    return (
-        f"Spent: {dollars(report.spent_nano)} in all, {dollars(report.spent_now_nano)} this start{unpriced}; "
-        f"{count(report.prompt_tokens)} tokens in, {count(report.completion_tokens)} out."
-    )
+    amount = spent(report.spent_nano, report.unpriced)
+    split = f" in all, {dollars(report.spent_now_nano)} this start" if report.spent_nano or not report.unpriced else ""
+    return f"Spent: {amount}{split}; {count(report.prompt_tokens)} tokens in, {count(report.completion_tokens)} out."
+
+
+def _of_use(report: Report) -> list[str]:
+    """How much of the known cost is in the output; nothing when all of it is."""
+    if not (report.wasted_nano or report.unused_nano):
+        return []
+    parts = [f"{dollars(report.useful_nano)} in the output"]
+    if report.wasted_nano:
+        parts.append(f"{dollars(report.wasted_nano)} wasted (cut, invalid, twice, probes)")
+    if report.unused_nano:
+        parts.append(f"{dollars(report.unused_nano)} for rows no longer asked for")
+    return [f"Of that: {', '.join(parts)}."]
 
 
 def _twice(report: Report) -> str:
@@ -139,6 +183,5 @@ def _twice(report: Report) -> str:
     if report.twice:
         parts.append(f"{count(report.twice)} answers, {dollars(report.twice_nano)}")
     if report.maybe_twice:
-        most = dollars(report.maybe_twice_nano) if report.maybe_twice_nano else "of unknown price"
-        parts.append(f"at most {count(report.maybe_twice)} calls, {most} (crashes, broken replies)")
+        parts.append(bound(report.maybe_twice, report.maybe_twice_nano))
     return f"Paid twice: {' and '.join(parts) or 'nothing'}."

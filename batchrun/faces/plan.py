@@ -5,11 +5,12 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from batchrun.faces.words import count, rows
+from batchrun.faces.words import about_dollars, count, rows
 from batchrun.records import Lane
 from batchrun.rules.estimate import Basis, Spread
 from batchrun.rules.money import usd
-from batchrun.rules.route import Choice, Part, Plan, Situation, Way, about, rate
+from batchrun.rules.route import Choice, Part, Plan
+from batchrun.rules.ways import Situation, Way, about, rate
 
 _WIDTH = 100
 _INDENT = "  "
@@ -31,6 +32,14 @@ def text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def question(plan: Plan) -> str:
+    """What the user is asked before much is spent."""
+    if plan.cost is None or plan.may_cost is None:
+        return f"{rows(plan.left)} at an unknown price. Go on?"
+    likely = min(plan.may_cost, plan.cost.likely)
+    return f"This may cost {about_dollars(plan.may_cost)}, about {about_dollars(likely)} is likely. Go on?"
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """The plan as plain JSON values: money in US dollars, times in seconds, null for what is unknown."""
     return {
@@ -39,7 +48,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "rejected": plan.rejected,
         "left": plan.left,
         "again": plan.again,
-        "cost_usd": _usd(_chosen_cost(plan)),
+        "cost_usd": _usd(plan.cost),
         "notes": list(plan.notes),
         "models": [_model(part.situation, part.choice) for part in plan.models],
     }
@@ -75,15 +84,7 @@ def _row(lane: Lane, choice: Choice) -> tuple[str, ...]:
 def _cost(cost: Spread | None) -> tuple[str, str, str]:
     if cost is None:
         return "", _UNKNOWN, ""
-    return _dollars(cost.low), _dollars(cost.likely), _dollars(cost.high)
-
-
-def _dollars(nano: float) -> str:
-    """An estimate has no more than cents to tell, except where it has less; only a real nothing is written 0."""
-    amount = usd(round(nano))
-    if 0 < amount < 0.01:  # noqa: PLR2004 - dollars
-        return "< $0.01"
-    return f"${amount:,.2f}"
+    return about_dollars(cost.low), about_dollars(cost.likely), about_dollars(cost.high)
 
 
 def _time(lane: Lane, way: Way) -> str:
@@ -122,21 +123,11 @@ def _total(plan: Plan) -> list[str]:
     """The sum over several models; a single one has said it."""
     if sum(part.situation.load.rows > 0 for part in plan.models) < 2:  # noqa: PLR2004 - a sum has two parts
         return []
-    cost = _chosen_cost(plan)
+    cost = plan.cost
     if cost is None:
         return ["", "All of it costs: unknown."]
-    return ["", f"All of it costs about {_dollars(cost.likely)} ({_dollars(cost.low)} to {_dollars(cost.high)})."]
-
-
-def _chosen_cost(plan: Plan) -> Spread | None:
-    """Nano-dollars of the ways chosen, None as soon as one of them is unknown."""
-    found = Spread(0.0, 0.0, 0.0)
-    for part in plan.models:
-        cost = part.choice.way.cost
-        if cost is None and part.situation.load.rows:
-            return None
-        found = found if cost is None else found + cost
-    return found
+    low, likely, high = map(about_dollars, (cost.low, cost.likely, cost.high))
+    return ["", f"All of it costs about {likely} ({low} to {high})."]
 
 
 def _wrapped(sentence: str, indent: str = "") -> list[str]:

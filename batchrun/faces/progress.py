@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from batchrun.faces.words import dollars, duration
+from batchrun.faces.words import duration, spent
 from batchrun.reports import BatchStanding, Progress, Stage
 
 Poll = Callable[[], Progress]
@@ -48,8 +48,17 @@ async def _show_bar(poll: Poll) -> None:
         bar.close()
 
 
+def above_the_bar(line: str) -> None:
+    """Write a line to standard error without tearing the bar that is drawn there."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
 def _draw(bar: Any, progress: Progress) -> None:
     """Reading and writing are told in a line, sending is a bar."""
+    if progress.stage is Stage.ASKING:
+        return  # the question stands where the bar would
     bar.bar_format = _BAR if progress.stage is Stage.SENDING else _LINE
     bar.total = progress.total
     bar.n = progress.answered + progress.rejected
@@ -71,13 +80,14 @@ def line(progress: Progress) -> str:
     if progress.waiting and progress.wait_seconds >= _WORTH_SAYING and progress.wait_seconds != float("inf"):
         return f"waiting {progress.wait_seconds:.0f} s: {progress.waiting}"
     if progress.batches and progress.in_flight == 0:
-        return ", ".join([*batches(progress.batches), dollars(progress.spent_nano)])
+        return ", ".join([*batches(progress.batches), spent(progress.spent_nano, progress.unpriced)])
     parts = [f"{progress.answers_per_second:.1f}/s"]
     if progress.in_flight == 0 and progress.answered + progress.rejected < progress.total:
         parts.append("waiting to try again")
     elif progress.seconds_left is not None:
         parts.append(f"{_clock(progress.seconds_left)} left")
-    parts += [f"{progress.in_flight} in flight", dollars(progress.spent_nano), f"{progress.throttled} 429s"]
+    money = spent(progress.spent_nano, progress.unpriced)
+    parts += [f"{progress.in_flight} in flight", money, f"{progress.throttled} 429s"]
     if progress.rejected:
         parts.append(f"{progress.rejected} rejected")
     parts.append(f"{progress.tokens_per_second:,.0f} tok/s")

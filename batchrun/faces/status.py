@@ -6,10 +6,10 @@ import time
 
 import msgspec
 
-from batchrun.faces.words import count, dollars, duration, place
-from batchrun.reports import Event
+from batchrun.faces.words import bound, count, duration, of_use, place, spent
+from batchrun.reports import Entry, Event
 from batchrun.store.lock import Holder, living_holder
-from batchrun.store.view import BatchRow, LastRun, ModelSpend, View
+from batchrun.store.view import BatchRow, LastRun, View
 
 # What the last seconds say of a run that is going on.
 _PULSE_SECONDS = 60.0
@@ -34,7 +34,7 @@ class Standing(msgspec.Struct, frozen=True):
     unpriced: int
     maybe_twice: int
     maybe_twice_nano: int
-    models: list[ModelSpend]
+    models: list[Entry]
     answers_per_second: float
     tokens_per_second: float
     seconds_left: float | None
@@ -70,7 +70,7 @@ def standing(view: View, checkpoint: str, now: float, events: int) -> Standing:
         unpriced=kept.unpriced,
         maybe_twice=hidden.calls,
         maybe_twice_nano=hidden.nano,
-        models=view.spend_by_model(),
+        models=view.ledger(),
         answers_per_second=answers,
         tokens_per_second=tokens,
         seconds_left=kept.pending / answers if answers else None,
@@ -117,7 +117,10 @@ def text(seen: Standing) -> str:
             f"Still at the provider: files of {count(seen.left_remote)} batch{'' if seen.left_remote == 1 else 'es'} "
             "(--delete-remote removes them when they are collected)"
         )
-    lines += [_money(seen), *(_model(spend) for spend in seen.models)]
+    lines += [f"Spent: {spent(seen.spent_nano, seen.unpriced)}"]
+    lines += [line for entry in seen.models for line in _model(entry)]
+    if seen.maybe_twice:
+        lines.append(f"Possibly paid twice: {bound(seen.maybe_twice, seen.maybe_twice_nano)}")
     lines += [f"{_local(event.at)}  {event.kind}: {event.detail}" for event in seen.events]
     return "\n".join(lines)
 
@@ -139,17 +142,6 @@ def _state(seen: Standing) -> str:
             return f"{seen.state} at {closed}"
 
 
-def _money(seen: Standing) -> str:
-    unpriced = f", {count(seen.unpriced)} answers of unknown price" if seen.unpriced else ""
-    twice = (
-        f"; paid twice at most: {count(seen.maybe_twice)} calls, "
-        f"{dollars(seen.maybe_twice_nano) if seen.maybe_twice_nano else 'of unknown price'}"
-        if seen.maybe_twice
-        else ""
-    )
-    return f"Spent: {dollars(seen.spent_nano)}{unpriced}{twice}"
-
-
 def _batch(one: BatchRow, now: float) -> str:
     done = "" if one.progress is None else f" {one.progress:.0f} %"
     job = f", job {one.job}" if one.job else ""
@@ -159,11 +151,12 @@ def _batch(one: BatchRow, now: float) -> str:
     )
 
 
-def _model(spend: ModelSpend) -> str:
-    return (
-        f"  {spend.model} ({spend.lane}): {count(spend.replies)} replies, {count(spend.prompt_tokens)} tokens in, "
-        f"{count(spend.completion_tokens)} out, {dollars(spend.cost_nano)}"
+def _model(entry: Entry) -> list[str]:
+    told = (
+        f"  {entry.model} ({entry.lane}): {count(entry.replies)} replies, {count(entry.prompt_tokens)} tokens in, "
+        f"{count(entry.completion_tokens)} out, {spent(entry.cost_nano, entry.unpriced)}"
     )
+    return [told] if entry.useful == entry.replies else [told, f"    {'; '.join(of_use(entry))}"]
 
 
 def _local(at: float) -> str:

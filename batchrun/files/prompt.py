@@ -61,7 +61,7 @@ class Prompter:
             return BadRow(row.number, bad_digest(row.raw), row.where, "nested too deeply")
         sent = text if _IN_ORDER.isdisjoint(body) else written(body)
         endpoint = self._asking.endpoint
-        most = max((body[name] for name in _LIMITS if body.get(name)), default=None)
+        most = max(filter(None, map(body.get, _LIMITS)), default=None)
         return Request(row.number, digest(endpoint, text), endpoint, body["model"], sent, most, body.get("n") or 1)
 
     def _body(self, row: Row, cells: _Body) -> _Body | str:

@@ -148,12 +148,19 @@ class BatchLane:
                     await self._reject(asked)
                 elif self._suspicious:
                     self._suspicious = False
+                    self._let_go()
                     await self._probe(asked)
                 elif not await self._add(asked, tasks):
                     return
         for kind in self._packer.kinds:
             if not await self._submit(kind, tasks):
                 return
+
+    def _let_go(self) -> None:
+        """Nothing is packed for now: a call that waits for the money of rows in an open file would wait for ever."""
+        if self._packer.kinds:
+            self._came_back = True
+            self._quota.unhold(self._packer.discard(), 0)
 
     async def _add(self, asked: Asked, tasks: asyncio.TaskGroup) -> bool:
         """Pack what is sent for a row; False when no more can be packed in this start."""

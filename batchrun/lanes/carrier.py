@@ -16,7 +16,7 @@ import msgspec
 
 from batchrun.clock import Clock
 from batchrun.job import Batching
-from batchrun.lanes.collecting import Collector, doubt_of
+from batchrun.lanes.collecting import Collector
 from batchrun.lanes.errands import NOT_FOUND
 from batchrun.lanes.provider import Provider, batch_folder, remove
 from batchrun.lanes.quota import LocalQuota
@@ -159,9 +159,13 @@ class Carrier:
         if self._quota.parked is not None:
             return None
         doubt = Doubt(batch.reserved_nano, batch.lines) if again else None
-        batch = await batches.creating(self._store, batch, doubt)
         if doubt is not None:
-            self._quota.took_in(0, doubt.nano)
+            # What is set aside for the batch may be spent already: another create may cost as much again.
+            if not self._quota.affords(doubt.nano):
+                self._quota.out_of_budget("try to create a batch whose create was not answered", doubt.nano)
+                return None
+            self._quota.spend(doubt.nano, None)
+        batch = await batches.creating(self._store, batch, doubt)
         seen = await self._provider.remote.create(batch.file_id or "")
         if isinstance(seen, RemoteJob):
             self._shut = None
@@ -281,7 +285,7 @@ class Carrier:
             misses = 0 if suspicious else misses
         told = f"{batch.lines - batch.left} of {batch.lines} lines settled"
         told += "; the provider may bill the others" if doubtful else ""
-        doubt = doubt_of(batch) if doubtful else None
+        doubt = await self._collector.doubt(batch) if doubtful else None
         await self._over(batch, BatchState.COLLECTED, misses, told, doubt=doubt, suspicious=suspicious)
         self._follow_excuse(batch)
 
@@ -303,7 +307,7 @@ class Carrier:
 
     async def _abandon(self, batch: RemoteBatch, *, doubtful: bool) -> None:
         misses = remote.misses(batch, may_go_live=self._may_go_live) if batch.jobs else 0
-        doubt = doubt_of(batch) if doubtful else None
+        doubt = await self._collector.doubt(batch) if doubtful else None
         await self._withdraw(batch)
         told = f"given up with {batch.left} lines; the provider may bill them" if doubtful else "not begun"
         await self._over(batch, BatchState.ABANDONED, misses, told, doubt=doubt)
@@ -326,7 +330,7 @@ class Carrier:
         )
         del self.open[batch.id]
         if held:
-            self._quota.unhold(batch.reserved_nano, 0 if doubt is None else doubt.nano)
+            self._quota.unhold(batch.reserved_nano, 0 if doubt is None else doubt.nano, batch.id)
         if self._terms.delete_remote:
             await self.delete_remote(batch.id)
         if batch.left and held:

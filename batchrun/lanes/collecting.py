@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from batchrun.clock import Clock
+from batchrun.files.bodies import Bodies
 from batchrun.job import Batching
 from batchrun.lanes.errands import NOT_FOUND
-from batchrun.lanes.judging import Judge
+from batchrun.lanes.judging import Judge, as_request
 from batchrun.lanes.lane import Counts
 from batchrun.lanes.mending import Mender
 from batchrun.lanes.provider import Provider, batch_folder, remove
@@ -23,6 +24,9 @@ from batchrun.store import batches
 from batchrun.store.results import Results
 from batchrun.store.store import Store
 from batchrun.store.till import Till
+
+# Lines of a request file that are read before others may go on.
+_READ_AT_ONCE = 500
 
 
 class Collector:
@@ -105,12 +109,31 @@ class Collector:
 
     async def _not_there(self, batch: RemoteBatch, kind: str, told: str) -> None:
         """Answers in a file that cannot be had are paid for, and their lines will be asked again."""
-        if kind == "output" and batch.left:
-            doubt = doubt_of(batch)
+        if kind == "output" and (batch.left or len(batch.jobs) > 1):
+            # Of several jobs on a file each may have done every line, also those that another one has answered.
+            several = len(batch.jobs) > 1
+            doubt = Doubt(batch.reserved_nano, batch.lines) if several else await self.doubt(batch)
             await batches.doubted(self._store, batch, doubt, told)
-            self._quota.took_in(0, doubt.nano)
+            self._quota.spend(doubt.nano, batch.id)
         else:
             await self._store.note("batch", f"batch {batch.id}: {told}")
+
+    async def doubt(self, batch: RemoteBatch) -> Doubt:
+        """What its lines without an outcome may have cost all the same: the most that each of them can cost.
+
+        Lines differ, so no share of the whole is a bound; without the request file, the whole is.
+        """
+        nano, left = batch.reserved_nano, await batches.lines_left(self._store, batch)
+        if len(left) < batch.lines:
+            bounds: list[int] = []
+            with contextlib.suppress(OSError):
+                for line, body in enumerate(Bodies(str(self._folder / batch.file_name)).all()):
+                    if line in left:
+                        bounds.append(self._quota.bound(as_request(batch.model, body)))
+                    if line % _READ_AT_ONCE == 0:
+                        await asyncio.sleep(0)
+            nano = min(nano, sum(bounds)) if len(bounds) == len(left) and all(bounds) else nano
+        return Doubt(nano, batch.left)
 
     async def _take(self, batch: RemoteBatch, job: remote.KnownJob, paths: list[str]) -> RemoteBatch:
         judge = Judge(
@@ -125,10 +148,12 @@ class Collector:
         self._counts.rejected += brought.rejected
         self._counts.tokens += brought.tokens
         self._counts.spent_nano += brought.cost_nano
+        self._counts.requests += judge.read
+        self._counts.faults.update(judge.faults)
+        self._quota.spend(brought.cost_nano + brought.doubt_nano, batch.id)
         self._quota.took_in(
-            brought.answered, brought.cost_nano + brought.doubt_nano, brought.rejected,
-            [(refused.fault, refused.message) for refused in judge.refused],
-        )  # fmt: skip
+            brought.answered, brought.rejected, [(refused.fault, refused.message) for refused in judge.refused]
+        )
         for model, replies in brought.models.items():
             self._counts.came_from(batch.asked, batch.model, model, replies)
         if brought.repaired or brought.again:
@@ -137,11 +162,6 @@ class Collector:
             self.said[batch.id] = judge.message or judge.error
         await self._store.note("batch", _told(collected, job, results, judge))
         return collected
-
-
-def doubt_of(batch: RemoteBatch) -> Doubt:
-    """What its lines without an outcome may have cost all the same."""
-    return Doubt(math.ceil(batch.reserved_nano * batch.left / batch.lines), batch.left)
 
 
 def _told(batch: RemoteBatch, job: remote.KnownJob, results: Results, judge: Judge) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import assert_never
 
@@ -34,6 +35,8 @@ class Judge:
         error: what the provider said of the job as a whole, without quotations.
         refused: the refusals, at most as many as tell whether the job is hopeless.
         unread: lines that could not be read.
+        read: lines that could.
+        faults: what went wrong with lines, counted.
     """
 
     MOST_TOLD = 400
@@ -63,6 +66,8 @@ class Judge:
         self.message = ""
         self.refused: list[Refused] = []
         self.unread = 0
+        self.read = 0
+        self.faults: Counter[Fault] = Counter()
 
     def excuse(self) -> Excuse | None:
         """Why lines may come back without it being their fault."""
@@ -112,6 +117,7 @@ class Judge:
         if seen is None or line is None:
             self.unread += 1
             return None
+        self.read += 1
         mended = self._repairs.get(line, AS_ASKED)
         if isinstance(seen.outcome, Completion):
             completion = self._mender.marked(seen.outcome)
@@ -119,6 +125,7 @@ class Judge:
             better = sent and self._mender.after_reply(sent, mended, completion, 0)
             return Result(line, completion, wants_better=better is not None)
         trouble = self._trouble(line, seen.outcome)
+        self.faults[trouble.fault] += 1
         sent = self._sent(line) if trouble.fault is Fault.TOO_LONG else None
         again = sent and self._mender.after_refusal(sent, mended, trouble)
         if again:

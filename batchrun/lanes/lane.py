@@ -43,8 +43,16 @@ class Counts:
         self.rejected = 0
         self.tokens = 0
         self.spent_nano = 0
+        self.requests = 0  # live calls made, and lines sent in batches
+        self.faults: Counter[Fault] = Counter()  # calls and lines that brought no answer
         self.redirects: Counter[tuple[str, str]] = Counter()
         self.stood_in: Counter[tuple[str, str]] = Counter()
+
+    def made(self, outcome: Completion | Trouble) -> None:
+        """A call was made."""
+        self.requests += 1
+        if isinstance(outcome, Trouble):
+            self.faults[outcome.fault] += 1
 
     def came_from(self, wanted: str, asked: str, answered: str, replies: int = 1) -> None:
         """So many replies came for rows that want one model, asked of another perhaps, and name who made them."""

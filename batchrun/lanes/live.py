@@ -136,21 +136,22 @@ class LiveLane:
         """Leave to send it to the model that takes it by then; None when the run is parked."""
         asked = attempt.request
         while self._quota.parked is None:
-            mended = attempt.repair = self._mender.usable_now(attempt.repair)
-            pick = Pick(mended.model) if mended.model is not None else self._pick(asked.model)
-            stands_in = pick.model != asked.model
-            sent = repair.applied(asked, msgspec.structs.replace(mended, model=pick.model) if stands_in else mended)
-            lease = await self._quota.lease(sent, lambda: self._is_for(attempt, pick))  # noqa: B023 - called at once
+            pick, mended = self._taker(attempt), attempt.repair
+            if pick.model != asked.model:
+                mended = msgspec.structs.replace(mended, model=pick.model)
+            sent = repair.applied(asked, mended)
+            lease = await self._quota.lease(sent, lambda: self._taker(attempt) == pick)  # noqa: B023 - called at once
             if lease is not None:
                 if pick.look:
                     self._standins.looking(pick.model)
                 return lease
         return None
 
-    def _is_for(self, attempt: Attempt, pick: Pick) -> bool:
-        """Whether it is still to be sent to that model."""
-        own = self._mender.usable_now(attempt.repair).model
-        return (self._pick(attempt.request.model) if own is None else Pick(own)) == pick
+    def _taker(self, attempt: Attempt) -> Pick:
+        """The model that takes it by now."""
+        attempt.repair = self._mender.usable_now(attempt.repair)
+        own = attempt.repair.model
+        return self._pick(attempt.request.model) if own is None else Pick(own)
 
     async def _attempt(self, room: WaitingRoom, lease: Lease, attempt: Attempt) -> None:
         """One call from start to committed outcome."""
@@ -161,6 +162,7 @@ class LiveLane:
             outcome = reading.read(self._client, reply, lease.request)
             if isinstance(outcome, Completion):
                 outcome = self._mender.marked(outcome)
+            self._counts.made(outcome)
             self._quota.report(lease, outcome, _hint(reply))
             if isinstance(outcome, Completion):
                 spent = await self._keep_answer(lease, attempt, outcome, reply.seconds)

@@ -57,9 +57,10 @@ class Mender:
 
     def usable_now(self, mended: Repair) -> Repair:
         """The same, and with another fallback of at least that context for one that rests."""
-        mended, contexts = self.usable(mended), self._tariff.contexts
+        mended = self.usable(mended)
         if mended.model is None or not self.standins.rests(mended.model):
             return mended
+        contexts = self._tariff.contexts
         needed = contexts.get(mended.model, 0)
         for other in self._said.fallbacks:
             able = not (self.standins.rests(other) or self.standins.is_missing(other))

@@ -102,6 +102,7 @@ class Prober:
         try:
             reply = await self._call(request)
             outcome = reading.read(self._client, reply, request)
+            self._counts.made(outcome)
             self._quota.report(lease, outcome, Hint(None, None))
             if isinstance(outcome, Completion):
                 spent = await self._book(request, outcome, reply.seconds, lease.reserved)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from operator import itemgetter
 
 from batchrun.clock import Clock
 from batchrun.job import Limits
@@ -39,6 +40,8 @@ _WAITING_FOR = {
     Reason.STORM: "the server fails, one call at a time tries it",
     Reason.TOKENS: "tokens a minute",
 }
+
+_SECONDS = itemgetter(0)
 
 _WEIGHT = {
     reason: place
@@ -82,7 +85,7 @@ class LocalQuota:
         rejected: int = 0,
         allowed: int = 0,
         ceiling: int = CEILING,
-        held: int = 0,
+        held: Mapping[int, int] | None = None,
         leaving: bool = False,
         proven: bool = True,
         standins: StandIns | None = None,
@@ -100,7 +103,7 @@ class LocalQuota:
             rejected: rows rejected before this start.
             allowed: rejections the user allows.
             ceiling: calls in flight at most when the user does not say.
-            held: nano-dollars set aside for batches that run already.
+            held: nano-dollars set aside for batches that run already, by their numbers.
             leaving: whether this start ends while batches run, so that their money does not come back in it.
             proven: whether any row of this checkpoint was ever answered; before that few calls go out at once.
             standins: who stands in for a model that does not answer.
@@ -108,12 +111,17 @@ class LocalQuota:
         self._limits = limits
         self._clock = clock
         self._tariff = tariff
-        self._purse = Purse(limits.max_cost_nano, spent, held, leaving=leaving)
+        self._earlier = frozenset(held or ())
+        self._purse = Purse(
+            limits.max_cost_nano, spent, sum((held or {}).values()), leaving=leaving,
+            run_limit=limits.max_cost_run_nano,
+        )  # fmt: skip
         self._listeners: list[Callable[[], None]] = []
         self._raise_marks = raise_marks
         self._note = note
         self._learned = learned or {}
         self._paces: dict[str, Pace] = {}
+        self._in_flight = 0
         self._gate = Gate()
         self._rejected = rejected
         self._allowed = allowed
@@ -140,7 +148,7 @@ class LocalQuota:
     @property
     def in_flight(self) -> int:
         """Calls sent whose outcome is not committed yet."""
-        return sum(pace.in_flight for pace in self._paces.values())
+        return self._in_flight
 
     @property
     def limit(self) -> int:
@@ -168,17 +176,24 @@ class LocalQuota:
         """Wait for a slot, the pace, the money and the credits; None when the run is parked, or `still` says no."""
         pace = self._pace(request.model)
         bound = self.bound(request)
-        while self._parked is None and still():
+        while self._parked is None:
             now = self._clock.monotonic()
             seconds = self._seconds_to_wait(pace, bound, now)
-            if self._purse.is_used_up(bound):
+            if seconds <= 0:
+                if not await self._raised_marks(bound):
+                    return self._grant(pace, request, bound, now)
+            elif self._purse.is_used_up(bound):
                 self.out_of_budget("call", bound)
-                break
-            if seconds > 0:
+            else:
                 await self.wait(seconds)
-            elif not await self._raised_marks(bound):
-                return self._grant(pace, request, bound, now)
+            if not still():
+                break
         return None
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the user set a limit on money."""
+        return self._purse.has_limit
 
     def affords(self, nano: int) -> bool:
         """Whether --max-cost has room for so many nano-dollars just now."""
@@ -212,7 +227,7 @@ class LocalQuota:
             (self._wait_for_slot(), "calls in flight"),
             (pace.wait(now), _WAITING_FOR[pace.reason]),
         )
-        seconds, self.waiting = max(waits, key=lambda wait: wait[0])
+        seconds, self.waiting = max(waits, key=_SECONDS)
         self.waiting_until = now + seconds
         return seconds
 
@@ -246,6 +261,7 @@ class LocalQuota:
         if self._shut is not None:
             self._shut = credit.probing(self._shut)
         self._purse.reserve(bound)
+        self._in_flight += 1
         self.waiting = ""
         return Lease(request, pace.started(now, _tokens(request)), bound, probe, self._gate.started())
 
@@ -302,7 +318,7 @@ class LocalQuota:
         """An answer opens the gate. A refused row says nothing of credits, a failing server nothing at all."""
         if isinstance(outcome, Completion):
             self._shut = None
-            self._note("credits", "The account has credits again.")
+            self._note("recovered", "The account has credits again.")
         elif outcome.fault is not Fault.CREDITS and self._shut is not None:
             wait = 0.0 if outcome.fault in _SERVER_HAD_ROOM else credit.FIRST_PROBE
             self._shut = credit.Shut(now + wait, self._shut.probes)
@@ -335,6 +351,7 @@ class LocalQuota:
         """The outcome is committed: slot and reservation come back."""
         self._pace(lease.request.model).finished(self._clock.monotonic(), lease.start)
         self._gate.ended(lease.call)
+        self._in_flight -= 1
         self._purse.settle(lease.reserved, spent)
         self.changed()
 
@@ -360,20 +377,23 @@ class LocalQuota:
         """Set money aside for a whole batch, when it fits."""
         return self._purse.hold(nano)
 
-    def unhold(self, nano: int, doubt: int) -> None:
+    def unhold(self, nano: int, doubt: int, batch: int | None = None) -> None:
         """A batch is over: what it cost is counted, what was set aside comes back but for what stays in doubt."""
-        self._purse.unhold(nano)
-        self._purse.spend(doubt)
+        self._purse.unhold(nano, earlier=batch in self._earlier)
+        self.spend(doubt, batch)
         self.changed()
+
+    def spend(self, nano: int, batch: int | None) -> None:
+        """Money is gone that no call had reserved, for a batch."""
+        self._purse.spend(nano, earlier=batch in self._earlier)
 
     @property
     def may_come_back(self) -> bool:
         """Whether money that is set aside now may be free again in this start."""
         return self._purse.may_come_back
 
-    def took_in(self, answered: int, cost: int, rejected: int = 0, refused: Sequence[tuple[Fault, str]] = ()) -> None:
-        """A batch came back: its answers are paid for, and what was refused (the first of it) may tell of the job."""
-        self._purse.spend(cost)
+    def took_in(self, answered: int, rejected: int, refused: Sequence[tuple[Fault, str]]) -> None:
+        """A batch came back; what was refused (the first of it) may tell of the job."""
         self._rejected += rejected
         self._proven = self._proven or answered > 0
         if self._gate.took_in(answered, rejected, refused) is not None:

@@ -60,7 +60,7 @@ class StandIns:
         standing = self._standings.get(model)
         if standing is not None and not standing.missing:
             del self._standings[model]
-            self._note("fallback", f"{model} answers again and takes its rows back.")
+            self._note("recovered", f"{model} answers again and takes its rows back.")
 
     def looked(self, model: str) -> bool:
         """A call has come back without an answer; if it was a look, the next one is later.

@@ -5,8 +5,9 @@ takes `now`, in seconds of a clock that never runs backwards.
 """
 
 import math
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from batchrun.rules.limits import FIRST_RATE, LOOSE, Blame, Mark, Rate, Room
 
@@ -19,8 +20,7 @@ SANE = (1e-3, 1e6)  # a second, requests or tokens, in a header; anything else i
 UNDER_WORD = 0.998  # factor: just under what a header allows, for clocks differ
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
+class Bounds(msgspec.Struct, frozen=True, gc=False):
     """The user's word: the pace starts there and never goes above."""
 
     concurrency: int | None = None  # calls in flight; with it alone, starts are unlimited until the first 429
@@ -29,23 +29,20 @@ class Bounds:
     ceiling: int = 512  # calls in flight, never more: sockets and memory are finite
 
 
-@dataclass(frozen=True, slots=True)
-class Hint:
+class Hint(msgspec.Struct, frozen=True, gc=False):
     """What the headers of a reply say about the limits; None where they say nothing."""
 
     requests_per_second: float | None = None
     tokens_per_second: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(msgspec.Struct, frozen=True, gc=False):
     """What a run may leave to the next one."""
 
     rate: float  # starts a second that worked
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, gc=False):
     """One call as it started; the caller gives it back with the outcome."""
 
     at: float  # seconds

@@ -1,6 +1,6 @@
-"""Live calls or the Batch API: the choice for each model, what either way would take, and the reasons in words.
+"""Live calls or the Batch API: the choice for each model, and the reasons in words.
 
-What the rows left amount to is `estimate`'s, what may be spent `money`'s; carrying the choice out is the lanes'.
+What either way takes is `ways`', what may be spent `money`'s; carrying the choice out is the lanes'.
 """
 
 from __future__ import annotations
@@ -9,84 +9,17 @@ import math
 
 import msgspec
 
-from batchrun.records import Endpoint, Lane, Price, Route
-from batchrun.rules.estimate import Estimate, Load, Spread, cost
-from batchrun.rules.limits import LEAST_RATE
+from batchrun.records import Lane, Route
+from batchrun.rules import ways
+from batchrun.rules.estimate import Spread
 from batchrun.rules.money import nano, usd
-from batchrun.rules.pack import FRAME, LARGEST_FILE, LARGEST_LINE
-
-# A batch. The provider's overview of its Batch API (September 2026): the window is 24 h and cannot be changed, fewer
-# than 1,000 requests "typically finish in minutes"; its announcement (June 2025): most are done "within hours".
-BATCH_SECONDS = 86_400.0  # what a batch is assumed to take when it matters
-BATCH_WAIT = Spread(600.0, 7_200.0, BATCH_SECONDS)  # what it may take: likely is the geometric middle, nobody says
-
-# Live calls, when no rate is learned yet, in answers a second: 60 requests a minute is what a new account gets (rate
-# limits page, January 2026), 600 and 6,000 were the lowest and the highest tier of the last table (mid 2026).
-ASSUMED = Spread(1.0, 10.0, 100.0)
-ASSUMED_RATE = ASSUMED.likely
-LEARNED = Spread(0.7, 1.0, 1.5)  # times a learned rate: limits move with everybody's traffic
+from batchrun.rules.ways import MOST_ROUNDS, Situation, Way, about, batches, rate, rounds
 
 WORTH_WAITING = nano(0.10)  # a saving that is worth waiting up to a day for
 MANY_ROWS = 1_000  # rows that are worth it when nobody knows the price
 
-_MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _CENT = nano(0.01)
-
-
-class Situation(msgspec.Struct, frozen=True):
-    """What the choice for one model depends on.
-
-    Attributes:
-        model: its name.
-        endpoint: which endpoint its requests are for.
-        wish: the user's route.
-        load: what is left to send.
-        estimate: the tokens of that load.
-        price: nano-dollars a token, None when unknown.
-        discount: what a batch is billed at, as a factor of the price; 1.0 is none, None unknown.
-        batchable: whether the model is taken in batches, as far as we know.
-        has_batches: whether the server has a Batch API, as far as we know.
-        batch_lines: rows in a batch file.
-        live_rate: learned answers a second, None when nothing is learned yet.
-        rate_cap: the most answers a second that the user allows (`--rpm`), None for no bound.
-        seconds_left: until the deadline, negative when it has passed, None without one.
-        most_nano: the most that the rows left can cost in nano-dollars at the full price, None when unknown.
-        budget_left: nano-dollars of `--max-cost` that are left, None without one.
-    """
-
-    model: str
-    endpoint: Endpoint
-    wish: Route
-    load: Load
-    estimate: Estimate
-    price: Price | None = None
-    discount: float | None = None
-    batchable: bool = True
-    has_batches: bool = True
-    batch_lines: int = 10_000
-    live_rate: float | None = None
-    rate_cap: float | None = None
-    seconds_left: float | None = None
-    most_nano: int | None = None
-    budget_left: int | None = None
-
-
-class Way(msgspec.Struct, frozen=True):
-    """One way to get the answers.
-
-    Attributes:
-        cost: nano-dollars, None when unknown or the way is closed.
-        seconds: until the last answer, None when the way is closed.
-        planned: seconds that a deadline is held against: the likely ones of live calls, the longest of a batch.
-        possible: whether it can be taken at all.
-        why_not: when it cannot, why, in words.
-    """
-
-    cost: Spread | None
-    seconds: Spread | None
-    planned: float
-    possible: bool = True
-    why_not: str = ""
+_MINUTE = 60
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -144,120 +77,48 @@ class Plan(msgspec.Struct, frozen=True):
         """Rows to send."""
         return sum(part.situation.load.rows for part in self.models)
 
+    @property
+    def cost(self) -> Spread | None:
+        """Nano-dollars of the ways chosen, None as soon as one of them is unknown."""
+        total = Spread(0.0, 0.0, 0.0)
+        for part in self.models:
+            if part.situation.load.rows and part.choice.way.cost is None:
+                return None
+            total += part.choice.way.cost or Spread(0.0, 0.0, 0.0)
+        return total
+
+    @property
+    def may_cost(self) -> float | None:
+        """The high estimate in nano-dollars, or what the user's limits leave, if that is less; None when unknown."""
+        if self.cost is None:
+            return None
+        return min([self.cost.high, *(here.budget_left for here in self._rest if here.budget_left is not None)])
+
+    @property
+    def dearest(self) -> int | None:
+        """The most one of the rows can cost in nano-dollars, taken as the mean of its model; None when unknown."""
+        most = [
+            math.ceil(here.most_nano / here.load.rows) if here.most_nano is not None else None for here in self._rest
+        ]
+        known = [each for each in most if each is not None]
+        return max(known, default=0) if len(known) == len(most) else None
+
+    @property
+    def _rest(self) -> list[Situation]:
+        return [part.situation for part in self.models if part.situation.load.rows]
+
 
 def choose(here: Situation) -> Choice:
     """The lane for one model. The first rule that decides wins.
 
     The user's wish; what is possible at all; the deadline; the budget; then the cheaper way, and live at one price.
     """
-    live, batch = _live(here), _batch(here)
+    live, batch = ways.live(here), ways.batch(here)
     before = _wished(here) or _closed(here, batch)
     lane, reason = before or _by_deadline(here, live, batch) or _by_budget(here) or _by_price(here, live, batch)
     late = here.load.rows > 0 and not _makes_it(here, batch if lane is Lane.BATCH else live)
     reasons = (reason, *_asides(here, lane, late=late and before is not None))
     return Choice(lane, reasons, live, batch, batches(here) if batch.possible else 0, not late)
-
-
-def batches(here: Situation) -> int:
-    """Batch files for the rows that fit into one, at least: by lines, and by bytes."""
-    fits = _fitting(here.load)
-    by_bytes = math.ceil((fits.bytes + FRAME * fits.rows) / LARGEST_FILE)
-    return max(math.ceil(fits.rows / here.batch_lines), by_bytes) if fits.rows else 0
-
-
-def rate(here: Situation) -> Spread:
-    """Live answers a second: learned, else assumed, and never more than the user allows."""
-    value = ASSUMED if here.live_rate is None else LEARNED * here.live_rate
-    cap = math.inf if here.rate_cap is None else here.rate_cap
-    low, likely, high = (max(LEAST_RATE, min(cap, each)) for each in (value.low, value.likely, value.high))
-    return Spread(low, likely, high)
-
-
-# When to turn from batches to live calls, so that the deadline is made: live may be slower than it was, and what the
-# batches have finished is collected first.
-TURN_CARE = 1.5
-TURN_MARGIN = 300.0  # seconds, and at most so much of the time there was
-TURN_SHARE = 0.1
-
-
-def live_seconds(rows: int, learned: float | None, cap: float | None) -> float:
-    """Seconds that live calls are likely to take for so many rows, at a learned or an assumed rate (answers/s)."""
-    return rows / max(LEAST_RATE, min(math.inf if cap is None else cap, ASSUMED_RATE if learned is None else learned))
-
-
-def turn_at(deadline: float, began: float, needed: float) -> float:
-    """When to stop waiting for batches (seconds since the epoch), if live calls need so many seconds for their rows."""
-    margin = min(TURN_MARGIN, TURN_SHARE * max(0.0, deadline - began))
-    return deadline - TURN_CARE * needed - margin
-
-
-def about(seconds: float) -> str:
-    """A length of time in words, no finer than an estimate is."""
-    minutes = round(seconds / _MINUTE)
-    if minutes <= 1:
-        return "a minute"
-    if minutes < 60:  # noqa: PLR2004 - minutes
-        return f"{minutes} min"
-    if minutes < 10 * 60:
-        return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
-    if seconds < 3 * _DAY:
-        return f"{round(seconds / _HOUR)} h"
-    return f"{round(seconds / _DAY):,} days"
-
-
-# What either way takes.
-
-
-def _fitting(load: Load) -> Load:
-    """The part of a load that fits into batch files; of the rest only its least size is known."""
-    return Load(max(0, load.rows - load.oversized), max(0, load.bytes - load.oversized * LARGEST_LINE))
-
-
-def _live(here: Situation) -> Way:
-    seconds = _seconds(here.load.rows, rate(here))
-    return Way(cost(here.estimate, here.price), seconds, seconds.likely)
-
-
-def _seconds(rows: int, answers: Spread) -> Spread:
-    return Spread(rows / answers.high, rows / answers.likely, rows / answers.low)
-
-
-def _batch(here: Situation) -> Way:
-    why_not = _why_no_batch(here)
-    if why_not:
-        return Way(None, None, math.inf, possible=False, why_not=why_not)
-    # Rows that are too long go live at the same time.
-    beside = _seconds(here.load.oversized, rate(here))
-    low, likely, high = BATCH_WAIT.low, BATCH_WAIT.likely, BATCH_WAIT.high
-    seconds = Spread(max(low, beside.low), max(likely, beside.likely), max(high, beside.high))
-    return Way(_batch_cost(here), seconds, max(BATCH_SECONDS, beside.likely))
-
-
-def _why_no_batch(here: Situation) -> str:
-    if here.endpoint is Endpoint.COMPLETIONS:
-        return "the completions endpoint takes no batches"
-    if not here.has_batches:
-        return "this server is not known to have a Batch API"
-    if not here.batchable:
-        return "this model is not taken in batches"
-    if here.load.rows and here.load.oversized >= here.load.rows:
-        return "every row is longer than the 10 MB a line of a batch may have"
-    return ""
-
-
-def _batch_cost(here: Situation) -> Spread | None:
-    """The discount is for what goes into batches; rows that are too long pay the full price."""
-    full = cost(here.estimate, here.price)
-    fits = _fitting(here.load)
-    of_bytes = fits.bytes / here.load.bytes if here.load.bytes else 1.0
-    of_rows = fits.rows / here.load.rows if here.load.rows else 1.0
-    small = Estimate(here.estimate.prompt * of_bytes, here.estimate.completion * of_rows, here.estimate.basis)
-    off = cost(small, here.price, _factor(here) - 1)
-    return None if full is None or off is None else full + off
-
-
-def _factor(here: Situation) -> float:
-    return 1.0 if here.discount is None else here.discount
 
 
 # The rules, in their order.
@@ -302,12 +163,15 @@ def _makes_it(here: Situation, way: Way) -> bool:
 
 
 def _by_budget(here: Situation) -> _Decision | None:
-    """A batch holds the most its rows can cost until its end, a live call only until its reply."""
+    """A batch holds the most its rows can cost until its end, a live call only until its reply.
+
+    A few rounds of batches are worth half the price, many are not worth the days.
+    """
     if here.budget_left is None:
         return None
     if here.most_nano is None:
         return Lane.LIVE, "with a budget, rows whose highest cost is unknown are better sent one by one"
-    if here.most_nano <= here.budget_left:
+    if rounds(here) <= MOST_ROUNDS:
         return None
     return Lane.LIVE, (
         f"these rows can cost up to {_dollars(here.most_nano)} and {_dollars(max(0, here.budget_left))} of the budget "
@@ -316,19 +180,19 @@ def _by_budget(here: Situation) -> _Decision | None:
 
 
 def _by_price(here: Situation, live: Way, batch: Way) -> _Decision:
-    factor = _factor(here)
+    factor = ways.factor(here)
     saving = None if live.cost is None or batch.cost is None else live.cost.likely - batch.cost.likely
     if factor < 1 and saving is not None and saving >= WORTH_WAITING:
         return Lane.BATCH, f"a batch is billed at {factor:.0%} of the price and saves about {_dollars(saving)}"
     if factor < 1 and saving is None and here.load.rows - here.load.oversized >= MANY_ROWS:
         return Lane.BATCH, f"a batch is billed at {factor:.0%} of the price (which is unknown)"
-    if factor <= 1 and live.planned > BATCH_SECONDS:
+    if factor <= 1 and live.planned > ways.BATCH_SECONDS:
         return Lane.BATCH, f"{_live_takes(here)}, longer than the 24 h a batch is assumed to take, and cost no less"
     return Lane.LIVE, _why_live(here, saving)
 
 
 def _why_live(here: Situation, saving: float | None) -> str:
-    factor = _factor(here)
+    factor = ways.factor(here)
     if here.discount is None:
         return f"no batch discount is known for this model, and {_live_takes(here)}"
     if factor > 1:
@@ -348,6 +212,9 @@ def _asides(here: Situation, lane: Lane, *, late: bool) -> list[str]:
     if lane is Lane.BATCH and 0 < here.load.oversized < here.load.rows:
         rows = f"{here.load.oversized:,} row{' is' if here.load.oversized == 1 else 's are'}"
         said.append(f"{rows} longer than the 10 MB a line of a batch may have: sent live")
+    if lane is Lane.BATCH and (times := rounds(here)) > 1:
+        several = f"about {times} rounds" if times <= MOST_ROUNDS else "many rounds"
+        said.append(f"the budget holds a part of them at a time: {several} of batches, one after the other")
     if late and here.seconds_left is not None:
         late_ones = "what is late moves to live" if lane is Lane.BATCH else _live_takes(here)
         in_time = f"not all rows are sure to be done by the deadline in {about(here.seconds_left)}: {late_ones}"

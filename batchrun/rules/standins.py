@@ -6,6 +6,7 @@ looks whether it answers again.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -58,6 +59,7 @@ def order(model: str, fallbacks: Sequence[str]) -> tuple[str, ...]:
 _DATED = re.compile(r"-\d{4}-?\d{2}(-?\d{2})?")
 
 
+@functools.lru_cache
 def is_another(asked: str, answered: str) -> bool:
     """Whether a reply names another model than was asked: providers replace models without a word.
 

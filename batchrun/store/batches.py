@@ -212,10 +212,9 @@ async def _step(store: Store, batch: RemoteBatch, name: str, **fields: Any) -> R
 # --- beside the steps ------------------------------------------------------------------------------------------------
 
 
-async def reserved(store: Store) -> int:
-    """Nano-dollars set aside for batches that are not over."""
-    row = await store.sql.one("reserved_by_batches")
-    return int(row[0]) if row else 0
+async def reserved(store: Store) -> dict[int, int]:
+    """Nano-dollars set aside for batches that are not over, by their numbers."""
+    return {number: nano for number, nano in await store.sql.all("reserved_by_batches")}  # noqa: C416 - typed
 
 
 async def files_needed(store: Store) -> Collection[str]:
@@ -231,6 +230,11 @@ async def left_remote(store: Store) -> list[tuple[int, list[str]]]:
         files = [file_id, *(f for job in jobs for f in (job.output_file_id, job.error_file_id))]
         found.append((number, [name for name in files if name]))
     return found
+
+
+async def lines_left(store: Store, batch: RemoteBatch) -> Collection[int]:
+    """Numbers of the lines that have no outcome."""
+    return {line for (line,) in await store.sql.all("lines_left", batch=batch.id)}
 
 
 async def repairs(store: Store, batch: RemoteBatch) -> dict[int, Repair]:

@@ -73,6 +73,10 @@ on conflict (id) do update set status = excluded.status, progress = excluded.pro
 -- We are about to ask for its cancelling.
 update batch_job set cancelled_ms = :now_ms where id = :id;
 
+-- name: is_collected
+-- Whether what it left was taken before.
+select 1 from batch_job where id = :id and collected_ms is not null;
+
 -- name: collected_job
 -- What it left has been taken.
 update batch_job set collected_ms = :now_ms where id = :id;
@@ -82,6 +86,10 @@ update batch_job set collected_ms = :now_ms where id = :id;
 select line, batch_line.digest, size, outcome, coalesce(missed.times, 0), plan
 from batch_line left join missed on missed.digest = batch_line.digest
 where batch = :batch and line in (select value from json_each(:lines));
+
+-- name: lines_left
+-- Lines that have no outcome yet.
+select line from batch_line where batch = :batch and outcome = 0;
 
 -- name: set_outcome
 -- A line has its answer or its rejection.
@@ -200,7 +208,7 @@ select exists (select 1 from batch_line);
 
 -- name: reserved_by_batches
 -- Nano-dollars set aside for batches that are not over.
-select coalesce(sum(reserved_nano), 0) from batch where state not in ('collected', 'abandoned');
+select id, reserved_nano from batch where state not in ('collected', 'abandoned');
 
 -- name: files_kept
 -- Files on this machine that a batch still needs.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from batchrun.records import BadRow, Request
-from batchrun.store.results import serve_unused
+from batchrun.store import loose
 from batchrun.store.store import Params, Statements, Store
 
 
@@ -59,8 +59,10 @@ class Ingest:
 
     async def replace(self, sql: Statements) -> Change:
         """Inside a transaction: let the new rows be what is wanted, and give them what is paid for."""
-        before, before_nano = await sql.one("linked") or (0, 0)
+        before, before_nano = await sql.one("aside") or (0, 0)
         (waited,) = await sql.one("count_waiting") or (0,)
+        await loose.begin(sql)
+        await sql.execute("loosen_rows", total=self._total)
         dropped = await sql.execute("drop_rows", total=self._total)
         changed = bool(self._incoming or dropped)
         if self._incoming:
@@ -68,18 +70,15 @@ class Ingest:
             await sql.execute("take_incoming")
         if changed:
             await self._match(sql)
-        after, after_nano = (await sql.one("linked") or (0, 0)) if changed else (before, before_nano)
-        if changed:
             await sql.recount()
+        after, after_nano = await sql.one("aside") or (0, 0)
         (waits,) = await sql.one("count_waiting") or (0,)
-        return Change(before - after, before_nano - after_nano, max(0, waited - waits), changed)
+        return Change(after - before, after_nano - before_nano, max(0, waited - waits), changed)
 
     async def _match(self, sql: Statements) -> None:
         """The k rows that want a digest take its k free replies, then its lines; rows rejected before stay so."""
         await sql.execute("unclaim_rows")
-        unused = await sql.one("unused")
-        if unused is not None and unused[0]:
-            await serve_unused(sql)
+        await loose.serve(sql)
         lines = await sql.one("has_lines")
         if lines is not None and lines[0]:
             await sql.execute("claim_rows")

@@ -149,6 +149,7 @@ class Keeper:
         """The paid replies, each given to the row that asked; returns their numbers."""
         self._latencies.extend(answer.latency_ms / 1000 for answer in answers)
         numbers = await self._till.book(sql, answers, now_ms)
+        await self._store.recovers(sql)
         for state in (State.ANSWERED, State.AGAIN):
             links = [
                 {"id": number, "row": answer.row, "digest": answer.digest, "state": state}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 
 from batchrun.errors import StorageError
+from batchrun.records import ParkReason
 from batchrun.store.sql import migrations, query
 
 # "batr": tells a checkpoint from any other SQLite file.
@@ -20,6 +22,11 @@ APPLICATION_ID = 0x62617472
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ncpfs", "fuse.sshfs", "ceph", "glusterfs"})
 
 _WAL_HEADER = 32
+
+KILLED = "killed"
+
+# Parks that time or a person mends, so that an answer is news.
+_TROUBLES = frozenset({ParkReason.CREDITS, ParkReason.KEY, ParkReason.OVERLOAD, ParkReason.MODEL})
 
 # A reader in the middle of something long (an export) may hold up the folding, but not the start of a run.
 _PATIENCE_MS, _FOLD_PATIENCE_MS = 30_000, 500
@@ -153,6 +160,18 @@ async def check_loss(connection: aiosqlite.Connection, told: int | None, *, had_
             "Put the -wal file back if you can; else --accept-loss goes on and sends those rows again.",
         )
     return loss
+
+
+def trouble(runs: Iterable[tuple[Any, ...]]) -> str:
+    """What the newest starts (state, reason, outcomes kept) ended in, unless an answer has come since."""
+    for state, reason, kept in runs:
+        if state in {"open", "crashed"}:
+            return KILLED
+        if state == "parked" and reason in _TROUBLES:
+            return f"parked: {reason}"
+        if state == "finished" or kept:
+            return ""
+    return ""
 
 
 def described(error: sqlite3.Error) -> StorageError:

@@ -27,9 +27,18 @@ where id = :run and token = :token and state = 'open';
 -- A start that sent nothing and came to no end of its own: the run before it stays the newest.
 delete from run where id = :run and token = :token and state = 'open';
 
+-- name: newest_runs
+-- How the newest starts ended, newest first, and how many outcomes each kept.
+select state, reason, kept from run order by id desc limit 20;
+
 -- name: last_run
 -- The newest start, for what it learned and how it ended.
 select opened_ms, closed_ms, state, reason from run order by id desc limit 1;
+
+-- name: moments
+-- When a reply was last kept, and when a run last finished; null before the first.
+select (select kept_ms from paid order by id desc limit 1),
+       (select closed_ms from run where state = 'finished' order by id desc limit 1);
 
 -- name: opened
 -- When a run began.
@@ -147,7 +156,7 @@ update request set state = 2 where row = :row and digest = :digest and state = 4
 
 -- name: mark_surplus
 -- A paid reply that is no row's answer, and why; not so when the row it was given to holds it, or one that shares it.
-update paid set surplus = :surplus
+update paid set surplus = :surplus, unused = 0
 where id = :id and surplus is null
   and not exists (select 1 from request where row = :row and answer = :id)
   and not exists (select 1 from temp.sharing cross join request on request.row = sharing.row
@@ -298,10 +307,44 @@ drop table if exists temp.bad;
 -- A row of the stretch that is no request.
 update temp.incoming set state = 3 where row = :row;
 
--- name: linked
--- Answers in use, each once however many rows share it, and what they cost.
-select count(*), coalesce(sum(cost_nano), 0)
-from paid where id in (select answer from request where answer is not null);
+-- name: aside
+-- Paid replies that are no row's answer, and what they cost.
+select count(*), coalesce(sum(cost_nano), 0) from paid indexed by paid_aside where surplus is not null or unused = 1;
+
+-- name: loose_table
+-- Replies that no row holds, of which some may find one.
+create temp table if not exists loose(id integer primary key);
+
+-- name: clear_loose
+-- An empty one to begin with.
+delete from temp.loose;
+
+-- name: loosen_rows
+-- Answers of rows that go, or that are to be what was read for them.
+insert or ignore into temp.loose(id)
+select answer from request where row >= :total and answer is not null
+union all
+select request.answer from temp.incoming cross join request on request.row = incoming.row
+where request.answer is not null;
+
+-- name: loosen_arrived
+-- Answers that lines of a batch brought.
+insert or ignore into temp.loose(id) select answer from temp.arrived where answer is not null;
+
+-- name: hold_on
+-- Not loose is what a row still holds: one that shared it, or one that was given it.
+delete from temp.loose where id in (
+  select loose.id from request cross join temp.loose on loose.id = request.answer where request.answer is not null);
+
+-- name: loosen_aside
+-- What was loose before; 'twice' is as good as unused here. A reply without a body serves nobody.
+insert or ignore into temp.loose(id)
+select id from paid indexed by paid_aside
+where (surplus is not null or unused = 1) and (surplus is null or surplus = 'twice') and pruned = 0;
+
+-- name: any_loose
+-- Whether there is any.
+select exists (select 1 from temp.loose);
 
 -- name: drop_rows
 -- The input became shorter.
@@ -312,49 +355,60 @@ delete from request where row >= :total;
 insert or replace into request(row, digest, state, answer) select row, digest, state, null from temp.incoming order by row;
 
 -- name: free_table
--- Paid replies that are no row's answer, numbered among their equals in order of payment, those with a mark last.
-create temp table free as
-select digest, id, row_number() over (partition by digest order by fault is not null, id) as nth from paid
-where (surplus is null or surplus = 'twice')
-  and id not in (select answer from request where answer is not null)
-  and digest in (select digest from request where state in (0, 3));
+-- Loose replies that a row may want, numbered among their equals.
+create temp table if not exists free(digest blob not null, nth integer not null, id integer not null,
+                                     primary key (digest, nth)) without rowid;
 
--- name: free_index
--- So that each wanting row finds its reply.
-create index temp.free_by_digest on free(digest, nth);
+-- name: clear_free
+-- An empty one to begin with.
+delete from temp.free;
+
+-- name: find_free
+-- In order of payment, those with a mark last.
+insert into temp.free(digest, nth, id)
+select digest, row_number() over (partition by digest order by fault is not null, id), id
+from temp.loose cross join paid using (id)
+where digest in (select digest from request where state in (0, 3));
+
+-- name: matched_table
+-- Which row takes which reply.
+create temp table if not exists matched(id integer primary key, row integer not null);
+
+-- name: clear_matched
+-- An empty one to begin with.
+delete from temp.matched;
 
 -- name: match
 -- The k rows that want a digest take its k free replies, wherever they stand: also rows that did not move, beside one
 -- that lost its answer's row, and rows that were given up.
-update request set state = 2, answer = matched.id
-from (select wanted.row, free.id from
-        (select row, digest, row_number() over (partition by digest order by row) as nth
-         from request where state in (0, 3) and digest in (select digest from temp.free)) as wanted
-      join temp.free as free on free.digest = wanted.digest and free.nth = wanted.nth) as matched
-where request.row = matched.row;
+insert into temp.matched(id, row)
+select free.id, wanted.row from
+  (select row, digest, row_number() over (partition by digest order by row) as nth
+   from request where state in (0, 3) and digest in (select digest from temp.free)) as wanted
+join temp.free as free on free.digest = wanted.digest and free.nth = wanted.nth;
 
--- name: settle_twice
--- A reply that came twice and serves a row now is surplus no more.
-update paid set surplus = null
-where surplus = 'twice' and id in (select answer from request where answer is not null);
+-- name: settle_used
+-- A reply that serves a row now is neither unused nor surplus any more.
+update paid set surplus = null, unused = 0
+where id in (select id from temp.matched) and (unused = 1 or surplus is not null);
+
+-- name: settle_unused
+-- Those that serve none are unused.
+update paid set unused = 1
+where id in (select id from temp.loose) and id not in (select id from temp.matched) and surplus is null and unused = 0;
+
+-- name: link_matched
+-- The rows take them.
+update request set state = 2, answer = matched.id from temp.matched as matched where request.row = matched.row;
 
 -- name: match_rejections
 -- Rows that were rejected before are so still.
 update request set state = 3
 where state = 0 and row in (select row from temp.incoming) and digest in (select digest from rejection);
 
--- name: drop_free
--- The tables of a rebuild go.
-drop table if exists temp.free;
-
 -- name: drop_incoming
 -- Both of them.
 drop table if exists temp.incoming;
-
--- name: unused
--- Whether any paid reply could serve a row that wants it.
-select exists (select 1 from paid where (surplus is null or surplus = 'twice')
-  and id not in (select answer from request where answer is not null));
 
 -- name: zero_tally
 -- Before a recount.
@@ -409,11 +463,13 @@ select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(promp
 
 -- name: paid_twice
 -- Replies that came to rows, or lines, that had their answer already.
-select count(*), coalesce(sum(cost_nano), 0) from paid where surplus = 'twice';
+select count(*), coalesce(sum(cost_nano), 0) from paid indexed by paid_aside
+where (surplus is not null or unused = 1) and surplus = 'twice';
 
 -- name: replaced
 -- Replies that were cut off or did not fit and gave way to another one.
-select count(*), coalesce(sum(cost_nano), 0) from paid where fault is not null and surplus in ('cut', 'invalid');
+select count(*), coalesce(sum(cost_nano), 0) from paid indexed by paid_aside
+where (surplus is not null or unused = 1) and fault is not null and surplus in ('cut', 'invalid');
 
 -- name: unpriced
 -- Tokens that were paid for at a price nobody knew then.
@@ -425,6 +481,44 @@ where cost_nano is null and prompt_tokens is not null group by 1;
 select lane.text, model.text, replies, unpriced, prompt_tokens, completion_tokens, cost_nano
 from spend join name as lane on lane.id = spend.lane join name as model on model.id = spend.model order by 1, 2;
 
+-- name: aside_by_model
+-- Of these, the replies that are no row's answer, and why: null is unused, and only a probe is cut off without a mark.
+-- Summed up first in the order of the index, where nothing has to be sorted.
+select lane.text, model.text, case when surplus = 'cut' and fault is null then 'probe' else surplus end as why,
+       sum(replies), sum(unpriced), sum(cost_nano)
+from (select lane, model, surplus, fault, count(*) as replies, count(*) - count(cost_nano) as unpriced,
+             coalesce(sum(cost_nano), 0) as cost_nano
+      from paid indexed by paid_aside where surplus is not null or unused = 1
+      group by lane, model, surplus, unused, pruned, fault) as aside
+join name as lane on lane.id = aside.lane join name as model on model.id = aside.model group by 1, 2, 3 order by 1, 2, 3;
+
+-- name: prunable
+-- Replies that are no row's answer and still have a body: whether they are wasted, their money, bytes of the bodies.
+select surplus is not null, count(*), count(*) - count(cost_nano), coalesce(sum(cost_nano), 0),
+       coalesce(sum(length(reply)), 0)
+from paid indexed by paid_aside left join body using (id)
+where (surplus is not null or unused = 1) and pruned = 0 group by 1;
+
+-- name: prune_bodies
+-- Their bodies go, or only those of the wasted ones.
+delete from body where id in (
+  select id from paid indexed by paid_aside
+  where (surplus is not null or unused = 1) and pruned = 0 and (:unused or surplus is not null));
+
+-- name: mark_pruned
+-- So that nothing looks for them.
+update paid indexed by paid_aside set pruned = 1
+where (surplus is not null or unused = 1) and pruned = 0 and (:unused or surplus is not null);
+
+-- name: vacuum
+-- What was removed leaves room in the file; this gives it back to the disk.
+vacuum;
+
+-- name: file_bytes
+-- How large the file is, and how much of it will be needed when it is packed.
+select page_size * page_count, page_size * (page_count - freelist_count)
+from pragma_page_size, pragma_page_count, pragma_freelist_count;
+
 -- name: pulse_since
 -- Replies and tokens since a slice of ten seconds.
 select coalesce(sum(replies), 0), coalesce(sum(tokens), 0) from pulse where ten_s >= :ten_s;
@@ -435,7 +529,8 @@ select at_ms, kind, detail from (select id, at_ms, kind, detail from event order
 
 -- name: rejections_by_fault
 -- How many rows were rejected for what.
-select rejection.fault, count(*) from request join rejection using (digest) where state = 3 group by 1 order by 2 desc, 1;
+select rejection.fault, count(*) from request indexed by request_rejected join rejection using (digest)
+where state = 3 group by 1 order by 2 desc, 1;
 
 -- name: rejected_rows
 -- Rejected rows with their reasons.

@@ -14,7 +14,7 @@ import msgspec
 from batchrun.records import Answer, Completion, Fault, Lane, State, Usage
 from batchrun.rules.remote import Excuse, RemoteBatch
 from batchrun.rules.repair import AS_ASKED, Repair, told
-from batchrun.store import batches
+from batchrun.store import batches, loose
 from batchrun.store.store import Statements, Store
 from batchrun.store.till import Till
 
@@ -78,9 +78,14 @@ class Results:
         self.collected = Collected()
 
     async def take(self, chunks: AsyncIterator[Sequence[Result]], excuse: Callable[[], Excuse | None]) -> RemoteBatch:
-        """Take in everything, or nothing at all; `excuse` is asked when all has been read."""
+        """Take in everything, or nothing at all; `excuse` is asked when all has been read.
+
+        What a job left counts once: when it has been taken in before, nothing happens.
+        """
         try:
             async with self._store.transaction() as sql:
+                if await sql.all("is_collected", id=self._job):  # what is taken in twice would be paid for twice here
+                    return self._batch
                 await batches.begin_arrivals(sql)
                 async for chunk in chunks:
                     await self._chunk(sql, self._fresh(chunk))
@@ -146,6 +151,7 @@ class Results:
 
     async def _book(self, sql: Statements, answers: Sequence[Answer], lines: Sequence[tuple[int, bytes, int]]) -> None:
         numbers = await self._till.book(sql, answers, self._store.now_ms())
+        await self._store.recovers(sql, self._batch.begun)
         self._newest = numbers[-1]
         booked = list(zip(numbers, lines, strict=True))
         better = {number for number, answer in zip(numbers, answers, strict=True) if answer.wants_better}
@@ -208,7 +214,9 @@ class Results:
         if arrived:
             settled = await sql.execute("settle_arrived")
             if settled < arrived:
-                await serve_unused(sql)
+                await loose.begin(sql)
+                await sql.execute("loosen_arrived")
+                await loose.serve(sql)
             await sql.execute("drop_arrived")
             await sql.recount()
         self.collected.doubt_nano = doubt = self._doubt()
@@ -219,9 +227,3 @@ class Results:
     def _doubt(self) -> int:
         """Replies that tell no usage may have cost all that was set aside, but for what the others did cost."""
         return max(0, self._batch.reserved_nano - self.collected.cost_nano) if self.collected.unpriced else 0
-
-
-async def serve_unused(sql: Statements) -> None:
-    """Paid replies that are no row's answer serve rows that want the same, wherever they stand."""
-    for name in ("drop_free", "free_table", "free_index", "match", "settle_twice", "drop_free"):
-        await sql.execute(name)

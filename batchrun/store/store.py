@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 import msgspec
 
-from batchrun import door
+from batchrun import diary, door
 from batchrun.clock import Clock
 from batchrun.errors import StorageError, UsageError
 from batchrun.job import Repairs
@@ -31,6 +32,9 @@ Params = Mapping[str, Any]
 
 # So many retries are counted for an answer that cannot be had better: more than anybody says.
 FOR_GOOD = 1000
+
+# From these lines on, what ended the start before is no news any more.
+_EPISODES = frozenset({"recovered", "credits"})
 
 
 class Hidden(msgspec.Struct, frozen=True):
@@ -103,22 +107,25 @@ def _described() -> Iterator[None]:
 
 
 class Statements:
-    """The named queries on one connection; what SQLite refuses is a `StorageError`."""
+    """The named queries on one connection; what SQLite refuses is a `StorageError`.
+
+    A statement that was run to its end holds nothing, so its cursor is let go of without a way to SQLite's thread and
+    back: there are ten such ways in every commit.
+    """
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
+        self._noted: list[tuple[int, str, str]] = []
 
     async def execute(self, name: str, **params: Any) -> int:
         """Run a statement; returns how many rows it changed."""
         with _described():
-            async with self._connection.execute(query(name), params) as cursor:
-                return cursor.rowcount
+            return (await self._connection.execute(query(name), params)).rowcount
 
     async def many(self, name: str, params: Iterable[Params]) -> int:
         """Run a statement for each set of parameters; returns how many rows they changed in all."""
         with _described():
-            async with self._connection.executemany(query(name), params) as cursor:
-                return cursor.rowcount
+            return (await self._connection.executemany(query(name), params)).rowcount
 
     async def one(self, name: str, **params: Any) -> tuple[Any, ...] | None:
         """The first row of a query, None when there is none."""
@@ -138,6 +145,16 @@ class Statements:
     async def note(self, at_ms: int, kind: str, detail: str) -> None:
         """A line in the diary, in the transaction it explains."""
         await self.execute("add_event", at_ms=at_ms, kind=kind, detail=detail)
+        self._noted.append((at_ms, kind, detail))
+
+    def has_noted(self, kind: str) -> bool:
+        """Whether a line of this kind was written since `take_noted`."""
+        return any(noted == kind for _, noted, _ in self._noted)
+
+    def take_noted(self) -> list[tuple[int, str, str]]:
+        """The lines written since this was asked last: when (ms), what kind, what. They hold once committed."""
+        noted, self._noted = self._noted, []
+        return noted
 
 
 class Store:
@@ -151,6 +168,10 @@ class Store:
         self._connection = connection
         self._lock = lock
         self.token = os.urandom(16)
+        self.unpriced_now = 0  # replies of this run whose price nobody knows
+        self.trouble = ""  # what ended the start before, until an answer shows that it is over; see `recovers`
+        self._since = clock.now()
+        self._listeners: list[Callable[[str, str], None]] = []
         self.shares = False  # whether identical rows share one answer, see `ingest.find_twins`
         self._one_at_a_time = asyncio.Lock()
 
@@ -216,14 +237,16 @@ class Store:
         (found,) = await self.sql.one("paid_newest") or (0,)
         if loss is None:
             self._lock.tell(found)  # at once, or an end before the first commit would look like a loss
+        self.trouble = opening.trouble(await self.sql.all("newest_runs"))
         await self._connection.execute("begin immediate")
         if loss is not None:
-            await self._connection.execute(query("add_event"), {"at_ms": now_ms, "kind": "loss", "detail": loss})
+            await self.sql.note(now_ms, "loss", loss)
         await self._connection.execute(query("crash_open_runs"), {"now_ms": now_ms})
         async with self._connection.execute(query("open_run"), {"now_ms": now_ms, "token": self.token}) as cursor:
             row = await cursor.fetchone()
         self.run = int(row[0]) if row else 0
         await self._connection.execute("commit")
+        self._told()
         self._lock.tell(found)
         await opening.fold(self._connection)
 
@@ -294,12 +317,27 @@ class Store:
                 yield self.sql
                 door.passing("commit")
                 await self._connection.execute("commit")
+                self._told()
             except BaseException as error:
+                self.sql.take_noted()  # they never happened
                 with contextlib.suppress(sqlite3.Error, ValueError):
                     await self._connection.rollback()
                 if isinstance(error, sqlite3.Error):
                     raise opening.described(error) from error
                 raise
+
+    def _told(self) -> None:
+        """What was just committed to the diary goes to the log, and to whoever listens."""
+        for at_ms, kind, detail in self.sql.take_noted():
+            diary.tell(at_ms, kind, detail, self.path)
+            if kind in _EPISODES:
+                self.trouble = ""
+            for listener in self._listeners:
+                listener(kind, detail)
+
+    def when_noted(self, listener: Callable[[str, str], None]) -> None:
+        """Call it with the kind and the detail of each line of the diary, once that is committed."""
+        self._listeners.append(listener)
 
     async def _fence(self, kept: int, doubt_calls: int, doubt_nano: int) -> None:
         counts = {"kept": kept, "doubt_calls": doubt_calls, "doubt_nano": doubt_nano}
@@ -353,8 +391,32 @@ class Store:
         async with self.transaction() as sql:
             await sql.note(self.now_ms(), kind, detail)
 
+    async def recovers(self, sql: Statements, begun: float = math.inf) -> None:
+        """Inside the transaction that keeps answers: if the start before ended in trouble, that is over now.
+
+        Args:
+            sql: the transaction.
+            begun: when what brought the answers was asked for, in seconds since the epoch. A batch from before this
+                start shows nothing of credits, key or model, but that somebody collects it again after a kill.
+        """
+        if begun < self._since and self.trouble != opening.KILLED:
+            return
+        if self.trouble and not sql.has_noted("recovered"):
+            await sql.note(self.now_ms(), "recovered", f"Answers again; the run before was {self.trouble}.")
+
+    async def note_apart(self, kind: str, detail: str) -> None:
+        """A line in the diary as long as this process holds the lock, so also after `end`."""
+        async with self._one_at_a_time:
+            await self.sql.note(self.now_ms(), kind, detail)  # commits by itself, as it is in no transaction
+            self._told()
+
     async def close(self, state: str, reason: str | None, *, learned: str | None = None, doubt: Hidden) -> None:
-        """Write down how the run ended, then let go of the file and the lock.
+        """Write down how the run ended, then let go of the file and the lock; see `end`."""
+        await self.end(state, reason, learned=learned, doubt=doubt)
+        await self.release()
+
+    async def end(self, state: str, reason: str | None, *, learned: str | None = None, doubt: Hidden) -> None:
+        """Write down how the run ended; the lock stays held until `release`.
 
         Args:
             state: `finished`, `parked` or `failed`.
@@ -367,7 +429,6 @@ class Store:
                 "close_run", state=state, reason=reason, now_ms=self.now_ms(), learned=learned, run=self.run,
                 token=self.token, doubt_calls=doubt.calls, doubt_nano=doubt.nano,
             )  # fmt: skip
-        await self.release()
 
     async def withdraw(self) -> None:
         """End a start that sent nothing: how the run before it ended stays what `status` tells; then as `close`."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 from batchrun.records import Answer
 from batchrun.rules.estimate import Gauge, one_reply
@@ -19,6 +20,7 @@ _PULSE_KEPT = 600
 
 _COUNTED = ("replies", "unpriced", "prompt_tokens", "completion_tokens", "cost_nano")
 _GAUGED = Gauge.__struct_fields__
+_NOT_COUNTED = (0,) * len(_GAUGED)
 
 
 class Till:
@@ -39,68 +41,50 @@ class Till:
 
     async def book(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> range:
         """Write the replies with bodies and counters; returns their numbers, in the same order."""
-        await self._learn_names(sql, answers)
+        names = await self._learn_names(sql, answers)
         (newest,) = await sql.one("paid_newest") or (0,)
         numbers = range(newest + 1, newest + 1 + len(answers))
         numbered = list(zip(numbers, answers, strict=True))
-        await sql.many("add_paid", [self._paid(number, answer, now_ms) for number, answer in numbered])
+        await sql.many("add_paid", [_paid(number, answer, now_ms, names) for number, answer in numbered])
         await sql.many("add_body", [self._body(number, answer) for number, answer in numbered])
-        await self._count(sql, answers, now_ms)
+        await self._count(sql, answers, now_ms, names)
+        self._store.unpriced_now += sum(answer.cost_nano is None for answer in answers)
         return numbers
 
     def forget(self) -> None:
         """The transaction was rolled back: names that were added in it are to be added again."""
-        self._names.clear()
-
-    def _paid(self, number: int, answer: Answer, now_ms: int) -> Params:
-        completion, usage = answer.completion, answer.completion.usage
-        return {
-            "id": number,
-            "digest": answer.digest,
-            "lane": self._names[answer.lane],
-            "model": self._names[completion.model],
-            "finish": self._names[completion.finish_reason],
-            "prompt_tokens": usage and usage.prompt_tokens,
-            "completion_tokens": usage and usage.completion_tokens,
-            "cached_tokens": usage and usage.cached_tokens,
-            "cost_nano": answer.cost_nano,
-            "latency_ms": answer.latency_ms,
-            "attempts": answer.attempts,
-            "kept_ms": now_ms,
-            "fault": completion.fault,
-            "checksum": zlib.crc32(completion.body),
-            "repair": answer.repair,
-            "retries": answer.retries,
-        }
+        self._names = {}  # not emptied: another transaction may be at work with what it found there
 
     def _body(self, number: int, answer: Answer) -> Params:
         dictionary, frame = self._packer.pack(answer.completion.body)
         return {"id": number, "dictionary": dictionary, "reply": frame}
 
-    async def _learn_names(self, sql: Statements, answers: Sequence[Answer]) -> None:
+    async def _learn_names(self, sql: Statements, answers: Sequence[Answer]) -> Mapping[str, int]:
         texts = {text for a in answers for text in (a.lane, a.completion.model, a.completion.finish_reason)}
-        if not texts <= self._names.keys():
+        names = self._names
+        if not texts <= names.keys():
             await sql.many("add_name", [{"text": text} for text in sorted(texts)])
-            self._names.update({text: number for number, text in await sql.all("names")})
+            names.update({text: number for number, text in await sql.all("names")})
+        return names
 
-    async def _count(self, sql: Statements, answers: Sequence[Answer], now_ms: int) -> None:
-        spent: dict[tuple[str, str], list[int]] = {}
-        gauged: dict[str, list[int]] = {}
+    async def _count(self, sql: Statements, answers: Sequence[Answer], now_ms: int, names: Mapping[str, int]) -> None:
+        spent: defaultdict[tuple[str, str], list[tuple[int, ...]]] = defaultdict(list)
+        gauged: defaultdict[str, list[tuple[int, ...]]] = defaultdict(list)
         for answer in answers:
-            _add(spent.setdefault((answer.lane, answer.completion.model), [0] * len(_COUNTED)), _spent(answer))
-            _add(gauged.setdefault(answer.asked, [0] * len(_GAUGED)), _gauged(answer))
+            spent[answer.lane, answer.completion.model].append(_spent(answer))
+            gauged[answer.asked].append(_gauged(answer))
         await sql.many(
             "count_spend",
             [
-                {"lane": self._names[lane], "model": self._names[model], **dict(zip(_COUNTED, sums, strict=True))}
-                for (lane, model), sums in spent.items()
+                {"lane": names[lane], "model": names[model], **_sums(_COUNTED, replies)}
+                for (lane, model), replies in spent.items()
             ],
         )
         await sql.many(
             "count_gauge",
-            [{"model": model, **dict(zip(_GAUGED, sums, strict=True))} for model, sums in gauged.items()],
+            [{"model": model, **_sums(_GAUGED, replies)} for model, replies in gauged.items()],
         )
-        tokens = sum(prompt + completion for _, _, prompt, completion, _ in spent.values())
+        tokens = sum(prompt + completion for sums in spent.values() for _, _, prompt, completion, _ in sums)
         slice_now = now_ms // 1000 // _PULSE_SECONDS
         await sql.execute("count_pulse", ten_s=slice_now, replies=len(answers), tokens=tokens)
         if slice_now != self._slice:
@@ -118,9 +102,31 @@ class Till:
                 self._packer.use(row[0], content)
 
 
-def _add(sums: list[int], more: tuple[int, ...]) -> None:
-    for place, value in enumerate(more):
-        sums[place] += value
+def _paid(number: int, answer: Answer, now_ms: int, names: Mapping[str, int]) -> Params:
+    completion, usage = answer.completion, answer.completion.usage
+    return {
+        "id": number,
+        "digest": answer.digest,
+        "lane": names[answer.lane],
+        "model": names[completion.model],
+        "finish": names[completion.finish_reason],
+        "prompt_tokens": usage and usage.prompt_tokens,
+        "completion_tokens": usage and usage.completion_tokens,
+        "cached_tokens": usage and usage.cached_tokens,
+        "cost_nano": answer.cost_nano,
+        "latency_ms": answer.latency_ms,
+        "attempts": answer.attempts,
+        "kept_ms": now_ms,
+        "fault": completion.fault,
+        "checksum": zlib.crc32(completion.body),
+        "repair": answer.repair,
+        "retries": answer.retries,
+    }
+
+
+def _sums(names: Sequence[str], figures: Sequence[tuple[int, ...]]) -> dict[str, int]:
+    """Figures of several replies, each in the order of the names, added up."""
+    return {name: sum(column) for name, column in zip(names, zip(*figures, strict=True), strict=True)}
 
 
 def _spent(answer: Answer) -> tuple[int, ...]:
@@ -134,4 +140,4 @@ def _spent(answer: Answer) -> tuple[int, ...]:
 def _gauged(answer: Answer) -> tuple[int, ...]:
     """What the fields of a `Gauge` name; nothing when the server did not count."""
     usage = answer.completion.usage
-    return () if usage is None else one_reply(answer.size, usage.prompt_tokens, usage.completion_tokens)
+    return _NOT_COUNTED if usage is None else one_reply(answer.size, usage.prompt_tokens, usage.completion_tokens)

@@ -19,9 +19,10 @@ import zstandard
 
 from batchrun.errors import StorageError, UsageError
 from batchrun.records import Outcome, State
-from batchrun.reports import Event
+from batchrun.reports import Entry, Event
 from batchrun.rules.estimate import Gauge
 from batchrun.store.bodies import Unpacker
+from batchrun.store.ledger import Prunable, entries, prunable
 from batchrun.store.opening import APPLICATION_ID, described
 from batchrun.store.sql import migrations, query
 from batchrun.store.store import FOR_GOOD, Hidden, Kept, kept_of
@@ -54,18 +55,6 @@ class Rejected(msgspec.Struct, frozen=True):
     status: int | None
     message: str
     attempts: int
-
-
-class ModelSpend(msgspec.Struct, frozen=True):
-    """What one model cost by one lane; `unpriced` replies are not in `cost_nano`."""
-
-    lane: str
-    model: str
-    replies: int
-    unpriced: int
-    prompt_tokens: int
-    completion_tokens: int
-    cost_nano: int
 
 
 class BatchRow(msgspec.Struct, frozen=True):
@@ -122,6 +111,15 @@ class View:
     def _all(self, name: str, **params: Any) -> list[tuple[Any, ...]]:
         return self._connection.execute(query(name), params).fetchall()
 
+    @contextlib.contextmanager
+    def _one_moment(self) -> Iterator[None]:
+        """What is read meanwhile fits together: a run that is writing is not seen in between."""
+        self._connection.execute("begin")
+        try:
+            yield
+        finally:
+            self._connection.rollback()
+
     def job(self) -> tuple[str, str, str] | None:
         """(provider, the job as JSON, the output's columns as JSON), None before the first input was read."""
         rows = self._all("read_job")
@@ -148,6 +146,11 @@ class View:
         opened, closed, state, reason = rows[0]
         return LastRun(opened / 1000, None if closed is None else closed / 1000, state, reason)
 
+    def moments(self) -> tuple[float | None, float | None]:
+        """When a reply was last kept and when a run last finished, in seconds since the epoch; None before that."""
+        answer, success = self._all("moments")[0]
+        return (None if answer is None else answer / 1000), (None if success is None else success / 1000)
+
     def pulse(self, now: float, seconds: float = 60.0) -> tuple[float, float]:
         """Answers and tokens a second over the last so many seconds."""
         replies, tokens = self._all("pulse_since", ten_s=int((now - seconds) // 10))[0]
@@ -164,7 +167,7 @@ class View:
 
     def reserved_by_batches(self) -> int:
         """Nano-dollars set aside for batches that are not over."""
-        return int(self._all("reserved_by_batches")[0][0])
+        return sum(nano for _, nano in self._all("reserved_by_batches"))
 
     def batches(self) -> list[BatchRow]:
         """Batches that are not over, oldest first."""
@@ -174,9 +177,14 @@ class View:
         """Batches that have files at the provider."""
         return len(self._all("left_remote"))
 
-    def spend_by_model(self) -> list[ModelSpend]:
-        """Money and tokens by lane and model."""
-        return [ModelSpend(*row) for row in self._all("spend_by_model")]
+    def ledger(self) -> list[Entry]:
+        """Money and tokens by lane and model, and of how much use it all is; of one moment, also while a run writes."""
+        with self._one_moment():
+            return entries(self._all("spend_by_model"), self._all("aside_by_model"))
+
+    def prunable(self, *, keep_unused: bool) -> Prunable:
+        """Bodies that nobody needs; reads each of them, to tell how large it is."""
+        return prunable(self._all("prunable"), keep_unused=keep_unused)
 
     def rejections_by_fault(self) -> dict[str, int]:
         """Rejected rows counted by fault, most first."""

@@ -11,23 +11,11 @@ import pytest
 
 from batchrun import data
 from batchrun.records import Endpoint, Lane, Price, Route
+from batchrun.rules import route, ways
 from batchrun.rules.estimate import Load, Spread, tokens
 from batchrun.rules.money import nano
-from batchrun.rules.route import (
-    ASSUMED_RATE,
-    BATCH_SECONDS,
-    WORTH_WAITING,
-    Choice,
-    Part,
-    Plan,
-    Situation,
-    Way,
-    about,
-    batches,
-    choose,
-    hint,
-    rate,
-)
+from batchrun.rules.route import WORTH_WAITING, Choice, Part, Plan, choose, hint
+from batchrun.rules.ways import ASSUMED_RATE, BATCH_SECONDS, Situation, Way, about, batches, rate
 
 PRICE = Price(1040, 1040)
 HOUR = 3600.0
@@ -103,15 +91,30 @@ TABLE: dict[str, tuple[dict[str, Any], Lane, str]] = {
         "live calls take about 56 h at an assumed 0.5 a second",
     ),
     "the deadline before the budget": (
-        {"rows": 10 * MILLION, "seconds_left": 30 * HOUR, "most_nano": 5, "budget_left": 4},
+        {"rows": 10 * MILLION, "seconds_left": 80 * HOUR, "most_nano": 5, "budget_left": 4},
         BATCH,
-        "the deadline is in 30 h",
+        "the deadline is in 3 days: live calls take about 12 days at an assumed 10 a second, a batch at most 3 days",
     ),
     # The budget.
     "budget too small for a batch": (
         {"most_nano": nano(50), "budget_left": nano(12.5)},
         LIVE,
         "these rows can cost up to $50.00 and $12.50 of the budget is left",
+    ),
+    "budget for a batch after the other": (
+        {"rows": MILLION, "most_nano": nano(400), "budget_left": nano(300)},
+        BATCH,
+        "the budget holds a part of them at a time: about 2 rounds of batches, one after the other",
+    ),
+    "budget that needs too many rounds": (
+        {"rows": MILLION, "most_nano": nano(400), "budget_left": nano(60)},
+        LIVE,
+        "these rows can cost up to $400.00 and $60.00 of the budget is left",
+    ),
+    "rounds that miss the deadline": (
+        {"rows": 100_000, "seconds_left": 30 * HOUR, "most_nano": nano(40), "budget_left": nano(30)},
+        LIVE,
+        "the deadline is in 30 h: a batch may take 48 h",
     ),
     "budget overdrawn": ({"most_nano": nano(50), "budget_left": -7}, LIVE, "and $0.00 of the budget is left"),
     "budget just enough": ({"most_nano": nano(50), "budget_left": nano(50)}, BATCH, "saves about"),
@@ -395,3 +398,34 @@ def test_after_429s_batches_are_spoken_of_only_when_they_would_have_been_cheaper
     told = hint(a_plan(live, batch), throttled, took)
     assert said in told if said else told == ""
     assert hint(a_plan(live, batch, Lane.BATCH), throttled, took) == ""
+
+
+def test_rounds_are_as_many_as_filling_the_budget_again_and_again_takes() -> None:
+    """Each round sets aside the most its rows can cost, and frees what they did not take."""
+    dice = random.Random(11)
+    for _ in range(300):
+        here = situation(dice.randrange(1_000, 1_000_000), discount=dice.choice([0.5, 1.0]))
+        cost = route.choose(here).batch.cost
+        assert cost is not None
+        most = cost.likely * dice.uniform(1.05, 8)
+        budget = dice.uniform(cost.likely * 1.06, most * 1.2)
+        told = ways.rounds(msgspec.structs.replace(here, most_nano=round(most), budget_left=round(budget)))
+        done, left, filled = 0.0, budget, 0
+        while done < 1 - 1e-6:
+            share = min(1 - done, left / most)
+            done, left, filled = done + share, left - share * cost.likely, filled + 1
+        assert told == filled
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"budget_left": None}, 1),
+        ({"most_nano": None, "budget_left": 5}, 1),
+        ({"most_nano": nano(5), "budget_left": nano(5)}, 1),
+        ({"most_nano": nano(5), "budget_left": 0}, ways.MOST_ROUNDS + 1),
+        ({"most_nano": nano(5), "budget_left": nano(3), "price": None}, 1),
+    ],
+)
+def test_rounds_at_the_edges(change: dict[str, Any], told: int) -> None:
+    assert ways.rounds(situation(**change)) == told

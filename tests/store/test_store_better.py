@@ -189,6 +189,7 @@ MOVED = {
 }
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("moved", MOVED)
 @pytest.mark.parametrize("fault", [None, FILTERED])
 async def test_a_reply_whose_row_is_not_there_any_more_is_kept_as_surplus(

@@ -112,6 +112,7 @@ HARM = {
 }
 
 
+@pytest.mark.usefixtures("by_hand")
 @pytest.mark.parametrize("harm", HARM)
 async def test_a_damaged_reply_is_a_clear_line_with_its_row(harm: str, tmp_path: Path) -> None:
     path = tmp_path / "c.db"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from store_support import FakeClock, answer, ask, closed, keep_all, number, opened, rejection, request, want
+from support import assert_ledger
 
 from batchrun.records import Doubt, Fault, Lane, Usage
 from batchrun.store.store import Hidden, Store
@@ -99,13 +100,14 @@ class Walk:
         assert newest - oldest <= 600
         assert await store.hidden() == self.doubts
         assert number(self.path, "select sum(kept) from run") == self.outcomes
+        assert_ledger(self.path)
         links = [link for (link,) in ask(self.path, "select answer from request where answer is not null")]
         assert len(links) == len(set(links))
         assert number(self.path, "select count(*) from body") == number(self.path, "select count(*) from paid")
         with View(str(self.path)) as view:
             assert view.kept() == await store.kept()
             assert view.hidden() == await store.hidden()
-            assert sum(model.replies for model in view.spend_by_model()) == view.kept().replies
+            assert sum(model.replies for model in view.ledger()) == view.kept().replies
 
 
 async def walked(seed: int, steps: int, path: Path) -> None:

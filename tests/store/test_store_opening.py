@@ -161,6 +161,7 @@ async def test_a_folder_that_cannot_be_made_is_a_clear_line(tmp_path: Path) -> N
         await opened(tmp_path / "file" / "c.db")
 
 
+@pytest.mark.usefixtures("by_hand")
 async def test_a_damaged_page_is_a_clear_line_for_writer_and_reader(tmp_path: Path) -> None:
     path = tmp_path / "c.db"
     store = await opened(path)
