@@ -275,6 +275,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         before: the answer it may take the place of, None for a first one.
         wants_better: whether the row is to be asked again.
         plan: for a marked one, how it was sent, as JSON: a better one is to be sent so too.
+        final: whether a marked one cannot be had better, however often it is asked for.
     """
 
     row: int | None
@@ -290,6 +291,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     before: Before | None = None
     wants_better: bool = False
     plan: str | None = None
+    final: bool = False
 
     @property
     def retries(self) -> int:

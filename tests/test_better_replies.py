@@ -26,6 +26,7 @@ from batchrun.rules.repair import MARGIN
 from batchrun.rules.route import Plan
 from batchrun.run import Run
 from batchrun.simulator import Charge, Fault, FaultKind, Settings, Simulator
+from batchrun.store.store import FOR_GOOD
 from batchrun.store.view import View
 
 ROWS = 12
@@ -137,6 +138,26 @@ async def test_what_was_cut_at_the_end_of_the_context_is_kept_as_it_is(tmp_path:
         requests = simulator.account.requests
         last = await one_start(job)
         assert (last.exit_code, last.again, simulator.account.requests) == (0, 0, requests)
+        assert_paid(job, simulator.account.charges, last)
+
+
+async def test_of_several_choices_the_context_cut_one_and_later_starts_do_not_ask_again(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    """The tokens of all choices together do not tell that one of them met the limit: that is written down."""
+    long = "word " * 380
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"id": n, "prompt": f"{n} {long}"}) + "\n" for n in range(30)))
+    async with Simulator(QUICK) as simulator:
+        asked = Asking(model="simulator/tiny-512", params={"max_tokens": 20, "n": 3})
+        job = make_job(simulator.url, source, asking=asked, repairs=again(5))
+        report = await one_start(job)
+        assert (report.exit_code, report.answered, report.again) == (0, 30, 0)
+        assert {reply["retries"] for reply in paid(job) if reply["fault"] == CUT and not reply["surplus"]} == {FOR_GOOD}
+        requests, before = simulator.account.requests, Path(job.output or "").read_bytes()
+        last = await one_start(job)
+        assert (last.exit_code, last.written, simulator.account.requests) == (0, False, requests)
+        assert Path(job.output or "").read_bytes() == before
         assert_paid(job, simulator.account.charges, last)
 
 

@@ -176,11 +176,13 @@ class LiveLane:
         """Commit the answer; returns what it cost, or what it may have cost when the server did not count."""
         sent, before = lease.request, attempt.before
         cost = self._tariff.cost(sent.model, completion.usage)
-        better = self._mender.after_reply(sent, attempt.repair, completion, before.retries + 1 if before else 0)
+        retries = before.retries + 1 if before else 0
+        better = self._mender.after_reply(sent, attempt.repair, completion, retries)
         answer = Answer(
             sent.row, sent.digest, sent.model, len(sent.body), completion, Lane.LIVE, cost, round(seconds * 1000),
             attempt.sent, repair.told(attempt.request.model, sent.model, attempt.repair), before, better is not None,
             _plan(attempt.repair) if completion.fault is not None else None,
+            before is not None and better is None and self._mender.would_ask_again(completion.fault, retries),
         )  # fmt: skip
         if cost is None and lease.reserved:
             await asyncio.gather(self._keep(answer), self._keep(Doubt(lease.reserved, calls=0)))

@@ -88,6 +88,11 @@ class Mender:
             sent, mended, completion.fault, completion.usage, retries, self._said, self._tariff.contexts
         )
 
+    def would_ask_again(self, fault: Fault | None, retries: int) -> bool:
+        """Whether the user wants a reply with this mark asked for again, after so many that came before it."""
+        most = {Fault.CUT_SHORT: self._said.length_retries, Fault.INVALID_OUTPUT: self._said.invalid_retries}
+        return fault is not None and retries < most.get(fault, 0)
+
     def instead_of(self, sent: Request, mended: Repair, before: Before) -> Repair | None:
         """What to send for a better answer than the row holds; None when there is nothing better to be had."""
         better = repair.after_reply(

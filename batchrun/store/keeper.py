@@ -186,7 +186,8 @@ class Keeper:
         else:
             changed = await sql.execute("stay", **row)
             if changed:
-                await sql.execute("count_retry", id=before.number, retries=answer.retries)
+                retries = FOR_GOOD if answer.final else answer.retries
+                await sql.execute("count_retry", id=before.number, retries=retries)
             loser, why = number, _SURPLUS.get(fault or before.fault, _SURPLUS.get(before.fault))
         moved[State.AGAIN] -= changed  # one after the other: they may be the same state
         moved[state] += changed

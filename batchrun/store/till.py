@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from batchrun.records import Answer
 from batchrun.rules.estimate import Gauge, one_reply
 from batchrun.store.bodies import Packer, train
-from batchrun.store.store import Params, Statements, Store
+from batchrun.store.store import FOR_GOOD, Params, Statements, Store
 
 _PULSE_SECONDS = 10
 _PULSE_KEPT = 600
@@ -120,7 +120,7 @@ def _paid(number: int, answer: Answer, now_ms: int, names: Mapping[str, int]) ->
         "fault": completion.fault,
         "checksum": zlib.crc32(completion.body),
         "repair": answer.repair,
-        "retries": answer.retries,
+        "retries": FOR_GOOD if answer.final else answer.retries,
     }
 
 
