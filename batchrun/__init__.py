@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from batchrun.errors import BatchrunError
     from batchrun.job import Job
     from batchrun.reports import Report
-    from batchrun.run import run
+    from batchrun.runner import run
 
 __version__ = "0.1.0"
 __all__ = ["BatchrunError", "Job", "Report", "run"]
@@ -24,7 +24,7 @@ _HOMES = {
     "BatchrunError": "batchrun.errors",
     "Job": "batchrun.job",
     "Report": "batchrun.reports",
-    "run": "batchrun.run",
+    "run": "batchrun.runner",
 }
 
 

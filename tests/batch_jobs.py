@@ -16,7 +16,7 @@ from batchrun.clock import RealClock
 from batchrun.job import Batching, Job
 from batchrun.records import Price, Route
 from batchrun.reports import Report
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 
 # At this price, in nano-dollars a token, the discount is worth waiting for a batch.
 DEAR = {MODEL: Price(100_000_000, 100_000_000)}

@@ -16,7 +16,7 @@ import msgspec
 from batchrun import door
 from batchrun.errors import BatchrunError
 from batchrun.job import Job
-from batchrun.run import Run
+from batchrun.runner import Run
 
 
 class Killer:

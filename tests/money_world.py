@@ -27,7 +27,7 @@ from batchrun.clock import RealClock
 from batchrun.errors import StorageError
 from batchrun.job import Job
 from batchrun.reports import Report
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 from batchrun.simulator import Charge, Simulator
 from batchrun.simulator.batch_records import Job as BatchJob
 

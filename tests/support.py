@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from batchrun.job import Job
 from batchrun.reports import Entry, Report
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 from batchrun.simulator import Charge
 from batchrun.store.opening import APPLICATION_ID
 from batchrun.store.sql import migrations

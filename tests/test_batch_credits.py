@@ -15,7 +15,7 @@ from support import MakeJob, content, paid_for, prompt, read_rows, write_prompts
 from batchrun.job import Job
 from batchrun.records import ParkReason, Route
 from batchrun.reports import Report
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import CreditsEnd, CreditsWord, Fault, FaultKind, Settings, Simulator
 
 ROWS = 40

@@ -20,7 +20,7 @@ from batchrun.errors import StorageError
 from batchrun.job import Batching, Job
 from batchrun.records import Route
 from batchrun.reports import Report
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import BatchFault, BatchFaultKind, Settings, Simulator
 
 CHILD = Path(__file__).parent / "child.py"

@@ -18,7 +18,7 @@ from batchrun.clock import RealClock
 from batchrun.job import Batching, Job
 from batchrun.records import ParkReason, Price, Route
 from batchrun.reports import Report
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 from batchrun.simulator import BatchFault, BatchFaultKind, Call, CreditsWord, Fault, FaultKind, Settings, Simulator
 
 K = BatchFaultKind

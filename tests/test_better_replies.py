@@ -24,7 +24,7 @@ from batchrun.records import ParkReason, Route, TooLong
 from batchrun.reports import Report
 from batchrun.rules.repair import MARGIN
 from batchrun.rules.route import Plan
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Charge, Fault, FaultKind, Settings, Simulator
 from batchrun.store.store import FOR_GOOD
 from batchrun.store.view import View

@@ -136,7 +136,7 @@ async def test_the_limit_that_a_park_names_does_for_the_rest(tmp_path: Path, mak
         assert report.left_nano is not None
         last, next_step = closing.summary(report).splitlines()[-2:]
         assert last.endswith(" left, less than $0.01 more.")
-        named = re.fullmatch(r"Raise the limit: batchrun resume .* --max-cost (\d+\.\d\d)", next_step)
+        named = re.fullmatch(r"Raise the limit \(in the job file, if it stands there\): batchrun resume .* --max-cost (\d+\.\d\d)", next_step)
         assert named is not None
         before = billed(simulator)
         report = await start(limited(job, max_cost_nano=round(float(named[1]) * 1e9)))

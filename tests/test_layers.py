@@ -23,7 +23,7 @@ ROWS = {
     "output": 5, "wanted": 5, "terms": 5, "herald": 5,
     "choice": 6, "rows": 6, "deadline": 6,
     "kit": 7, "reckoning": 7, "sending": 8, "doctor": 7,
-    "run": 9, "faces": 9,
+    "runner": 9, "faces": 9,
     "cli": 10, "__main__": 11, "__init__": 11,
 }  # fmt: skip
 

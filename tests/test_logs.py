@@ -327,7 +327,7 @@ async def test_errors_are_json_too(tmp_path: Path, words: tuple[str, ...], code:
 
 async def test_a_bug_is_json_too(tmp_path: Path) -> None:
     write_prompts(tmp_path / "in.jsonl", range(3))
-    broken = "import batchrun.run as r, runpy\ndef no(*_a, **_k): raise KeyError('a prompt')\nr.Run.go = no\n"
+    broken = "import batchrun.runner as r, runpy\ndef no(*_a, **_k): raise KeyError('a prompt')\nr.Run.go = no\n"
     environment = {name: value for name, value in os.environ.items() if name != "BATCHRUN_LOG"}
     done = await asyncio.create_subprocess_exec(
         sys.executable, "-c", broken + "runpy.run_module('batchrun')", "run", "in.jsonl", "-m", MODEL, "--simulate",

@@ -29,7 +29,7 @@ from batchrun.job import Asking, Batching, Job
 from batchrun.records import Fault as OurFault
 from batchrun.records import ParkReason, Route
 from batchrun.reports import Entry, Progress, Report, Stage
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
 from batchrun.store.store import Hidden
 from batchrun.store.view import View
@@ -45,7 +45,7 @@ from pathlib import Path
 import msgspec
 from batchrun.faces import metrics
 from batchrun.job import Job
-from batchrun.run import Run
+from batchrun.runner import Run
 
 async def main():
     metrics._LOOK_EVERY = metrics._WRITE_EVERY = 0.005

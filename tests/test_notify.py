@@ -27,7 +27,7 @@ from batchrun.errors import BusyError, InputError, StorageError, UsageError
 from batchrun.faces import notice as face
 from batchrun.job import Job, Repairs
 from batchrun.reports import Happening, Notice, Sums
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
 
 KEY = "tgp_v1_key-of-a-test-that-nobody-may-see"
@@ -324,7 +324,7 @@ async def test_a_bug_is_told_by_its_kind_alone(
     async def broken(*_: Any, **__: Any) -> None:
         raise KeyError("T0PSECRET-prompt")
 
-    monkeypatch.setattr("batchrun.run.wanted.settle", broken)
+    monkeypatch.setattr("batchrun.runner.wanted.settle", broken)
     source = write_prompts(tmp_path / "in.jsonl", range(3))
     async with hooked() as hook:
         with pytest.raises(KeyError):

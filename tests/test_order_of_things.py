@@ -17,7 +17,7 @@ from support import MODEL, MakeJob, content, paid_for, prompt, read_rows, write_
 from batchrun.job import Asking, Job, Limits, Repairs, TooLong
 from batchrun.records import Lane, ParkReason, Price, Route
 from batchrun.rules.route import Plan
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import BatchFault, BatchFaultKind, Fault, FaultKind, Settings, Simulator
 
 UNKNOWN = "nobody/knows-7b"

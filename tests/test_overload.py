@@ -25,7 +25,7 @@ from batchrun.reports import Report
 from batchrun.rules.money import Tariff
 from batchrun.rules.pace import Hint
 from batchrun.rules.standins import Pick
-from batchrun.run import Options, Run
+from batchrun.runner import Options, Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator, batch_work
 from batchrun.simulator.batch_lines import Answered, Failed
 

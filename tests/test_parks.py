@@ -20,7 +20,7 @@ from batchrun.lanes.quota import LocalQuota
 from batchrun.output import cells
 from batchrun.records import Endpoint, Outcome, ParkReason, Price, Request
 from batchrun.rules import money
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
 from batchrun.store.view import View
 

@@ -19,7 +19,7 @@ from batchrun.job import Asking, Job, Repairs, Timeouts
 from batchrun.lanes import probing
 from batchrun.records import Endpoint, ParkReason, Price, Route
 from batchrun.rules.probing import PROBE_ROW, probe_request
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Fault, FaultKind, Settings, Simulator
 
 UNKNOWN, DEDICATED = "nobody/knows-7b", "simulator/dedicated-only-70b"

@@ -12,7 +12,7 @@ from batchrun.faces import closing, progress, status
 from batchrun.faces.words import dollars
 from batchrun.reports import Progress, Report, Stage
 from batchrun.rules.money import Tariff
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Settings, Simulator
 from batchrun.store.view import View
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from batchrun.herald import Notify
     from batchrun.reports import Report
     from batchrun.rules.route import Plan
-    from batchrun.run import Run
+    from batchrun.runner import Run
 
 _GC_EVERY = 50_000
 _SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
@@ -119,7 +119,7 @@ def _server(job: Job, given: dict[str, Any], voice: Voice) -> Iterator[tuple[Job
 
 
 def _go(job: Job, key: str | None, given: dict[str, Any], voice: Voice, notify: Notify | None) -> Report:
-    from batchrun.run import Options, Run
+    from batchrun.runner import Options, Run
 
     # A run makes many objects and hardly a cycle; looking for cycles as often as by default costs a sixth of the CPU.
     gc.freeze()

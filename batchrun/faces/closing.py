@@ -99,7 +99,7 @@ def _next(report: Report, reason: ParkReason) -> str:
 def _budget(report: Report) -> tuple[str, str]:
     if report.enough_nano is None:
         return "Each start may spend as much again", ""
-    return "Raise the limit", f" --max-cost {usd(report.enough_nano):.2f}"
+    return "Raise the limit (in the job file, if it stands there)", f" --max-cost {usd(report.enough_nano):.2f}"
 
 
 def _sentence(message: str) -> str:

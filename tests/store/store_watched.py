@@ -17,7 +17,7 @@ import msgspec
 
 from batchrun import output
 from batchrun.job import Asking, Job, Limits, checked
-from batchrun.run import Run
+from batchrun.runner import Run
 from batchrun.simulator import Settings, Simulator
 from batchrun.store.view import View
 
