@@ -24,7 +24,8 @@ from batchrun.rules.estimate import Load
 from batchrun.rules.money import usd
 from batchrun.rules.pack import fits_a_line
 from batchrun.store.ingest import Change, Ingest, write_sources
-from batchrun.store.store import Statements, Store
+from batchrun.store.statements import Statements
+from batchrun.store.store import Store
 from batchrun.store.view import View
 
 PROBLEMS_SHOWN = 20

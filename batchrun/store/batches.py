@@ -13,7 +13,8 @@ import msgspec
 from batchrun.records import Doubt, RemoteJob, State
 from batchrun.rules.remote import BatchState, Excuse, KnownJob, RemoteBatch
 from batchrun.rules.repair import AS_ASKED, Repair
-from batchrun.store.store import Statements, Store
+from batchrun.store.statements import Statements
+from batchrun.store.store import Store
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,8 @@ import msgspec
 
 from batchrun.records import BadRow, Request
 from batchrun.store import loose
-from batchrun.store.store import Params, Statements, Store
+from batchrun.store.statements import Params, Statements
+from batchrun.store.store import Store
 
 
 class Change(msgspec.Struct, frozen=True):

@@ -16,7 +16,8 @@ from batchrun.records import Answer, Before, Content, Doubt, Fault, Rejection, S
 from batchrun.reports import Event
 from batchrun.rules import repair
 from batchrun.rules.probing import PROBE_ROW
-from batchrun.store.store import FOR_GOOD, Statements, Store
+from batchrun.store.statements import Statements
+from batchrun.store.store import FOR_GOOD, Store
 from batchrun.store.till import Till
 
 # Seconds between the beginnings of two commits: 2 % of the median latency, between these two.

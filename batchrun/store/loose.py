@@ -6,7 +6,7 @@ is unused exactly when no row holds it and it is no surplus.
 
 from __future__ import annotations
 
-from batchrun.store.store import Statements
+from batchrun.store.statements import Statements
 
 _TABLES = ("loose_table", "free_table", "matched_table")
 _EMPTY = ("clear_loose", "clear_free", "clear_matched")

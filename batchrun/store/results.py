@@ -15,7 +15,8 @@ from batchrun.records import Answer, Completion, Fault, Lane, State, Usage
 from batchrun.rules.remote import Excuse, RemoteBatch
 from batchrun.rules.repair import AS_ASKED, Repair, told
 from batchrun.store import batches, loose
-from batchrun.store.store import Statements, Store
+from batchrun.store.statements import Statements
+from batchrun.store.store import Store
 from batchrun.store.till import Till
 
 _ANSWERED, _REJECTED = 1, 2

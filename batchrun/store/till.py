@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from batchrun.records import Answer
 from batchrun.rules.estimate import Gauge, one_reply
 from batchrun.store.bodies import Packer, train
-from batchrun.store.store import FOR_GOOD, Params, Statements, Store
+from batchrun.store.statements import Params, Statements
+from batchrun.store.store import FOR_GOOD, Store
 
 _PULSE_SECONDS = 10
 _PULSE_KEPT = 600
