@@ -5,7 +5,7 @@ What decides stands in `rules/route.py`; this only collects what it decides on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -14,7 +14,7 @@ from batchrun.errors import UsageError
 from batchrun.job import TOGETHER, Job, Limits, is_loopback
 from batchrun.records import Lane, Route
 from batchrun.rules import budget, estimate, route
-from batchrun.rules.estimate import Gauge, Load
+from batchrun.rules.estimate import Gauge, Load, Spread
 from batchrun.rules.money import Tariff, usd
 from batchrun.rules.pace import Learned
 from batchrun.rules.route import Part, Plan
@@ -67,23 +67,61 @@ def plan(job: Job, known: Known, tariff: Tariff, now: float) -> Plan:
         now: seconds since the epoch.
     """
     kept = known.kept
-    left = kept.pending - kept.submitted
+    # Under --route live what is in batches is taken back, and all but what they have finished goes live.
+    left = kept.pending if job.route is Route.LIVE else kept.pending - kept.submitted
     total = kept.pending + kept.answered + kept.rejected
-    parts = []
-    for model, load in sorted(known.loads.items()):
-        rest = load.scaled(left if len(known.loads) == 1 else round(load.rows * left / max(1, total)))
-        if rest.rows:
-            here = _situation(job, known, tariff, model, rest, now)
-            parts.append(Part(here, route.choose(here)))
-    in_batches = f"{kept.submitted:,} rows are in batches already"
-    taken_back = ", which are cancelled: what they finished is kept, the rest goes live"
-    notes: tuple[str, ...] = ()
-    if kept.submitted:
-        notes = (f"{in_batches}{taken_back if job.route is Route.LIVE else ''}.",)
+    rests = {
+        model: load.scaled(left if len(known.loads) == 1 else round(load.rows * left / max(1, total)))
+        for model, load in sorted(known.loads.items())
+    }
+    here = [_situation(job, known, tariff, model, rest, now) for model, rest in rests.items() if rest.rows]
+    budget_left = _budget_left(job.limits, known.spent or 0)
+    parts = tuple(Part(each, route.choose(each)) for each in _sharing(here, budget_left))
+    return Plan(
+        parts, total, kept.answered, kept.rejected, _notes(job, known, tariff, parts, left, total), kept.again,
+        _again_cost(job, known), budget_left,
+    )  # fmt: skip
+
+
+def _sharing(here: Sequence[Situation], budget_left: int | None) -> list[Situation]:
+    """Each with the part of the budget that its rows take of all that may be taken at the most."""
+    most = [each.most_nano for each in here]
+    known = [each for each in most if each is not None]
+    if budget_left is None or len(known) < len(most) or not sum(known):
+        return [msgspec.structs.replace(each, budget_left=budget_left) for each in here]
+    return [
+        msgspec.structs.replace(each, budget_left=budget_left * own // sum(known))
+        for each, own in zip(here, known, strict=True)
+    ]
+
+
+def _notes(job: Job, known: Known, tariff: Tariff, parts: Sequence[Part], left: int, total: int) -> tuple[str, ...]:
+    """Sentences about the whole job."""
+    notes = []
+    if known.kept.submitted:
+        taken_back = ", which are cancelled: what they finished is kept, the rest goes live"
+        notes.append(
+            f"{known.kept.submitted:,} rows are in batches already{taken_back if job.route is Route.LIVE else ''}."
+        )
     if len(known.loads) > 1 and left < total:
-        notes += ("What is left of each model is taken to be its share of all rows.",)
-    notes += tuple(_open_ended(part.situation, known, tariff) for part in parts if part.situation.load.open_ended)
-    return Plan(tuple(parts), total, kept.answered, kept.rejected, tuple(filter(None, notes)), kept.again)
+        notes.append("What is left of each model is taken to be its share of all rows.")
+    notes += [_open_ended(part.situation, known, tariff) for part in parts if part.situation.load.open_ended]
+    return tuple(filter(None, notes))
+
+
+# A better answer costs as much as a mean one or more: cut off, it is asked for with four times the tokens.
+_BETTER = Spread(1.0, 2.0, 4.0)
+
+
+def _again_cost(job: Job, known: Known) -> Spread | None:
+    """What better answers may cost in nano-dollars, None when earlier ones came at an unknown price."""
+    kept, said = known.kept, job.repairs
+    if not kept.again:
+        return Spread(0.0, 0.0, 0.0)
+    if kept.unpriced or not kept.replies:
+        return None
+    each = _BETTER * (kept.cost_nano / kept.replies * kept.again)
+    return Spread(each.low, each.likely, each.high * max(1, said.length_retries, said.invalid_retries))
 
 
 def _open_ended(here: Situation, known: Known, tariff: Tariff) -> str:
@@ -118,8 +156,8 @@ def _situation(job: Job, known: Known, tariff: Tariff, model: str, load: Load, n
         live_rate=None if found is None else found.rate,
         rate_cap=None if limits.rpm is None else limits.rpm / 60,
         seconds_left=None if limits.deadline is None else limits.deadline - now,
+        dearest_nano=_dearest(tariff, model, load),
         most_nano=most,
-        budget_left=_budget_left(limits, known.spent or 0),
     )
 
 
@@ -146,6 +184,15 @@ def _most(tariff: Tariff, model: str, load: Load) -> int | None:
         return None
     completion = load.max_tokens + load.open_ended * (context or 0)
     return load.bytes * max(price.input, price.cached or 0) + completion * price.output
+
+
+def _dearest(tariff: Tariff, model: str, load: Load) -> int:
+    """The most that one of these rows can cost, 0 when that is unknown."""
+    price, context = tariff.prices.get(model), tariff.contexts.get(model)
+    if price is None or (load.open_ended and context is None):
+        return 0
+    longest = max(load.longest, (context or 0) if load.open_ended else 0)
+    return load.largest * max(price.input, price.cached or 0) + longest * price.output
 
 
 def batch_models(chosen: Plan) -> frozenset[str]:

@@ -75,7 +75,7 @@ class Herald:
             notice = self._waiting.popleft()
             why = await _delivered(notify, notice)
             if why is not None:
-                await self._undelivered(f"The notice that the run {_TOLD[notice.event]} could not be delivered: {why}")
+                await self._undelivered(undelivered(notice, why))
 
 
 _TOLD = {
@@ -92,6 +92,11 @@ async def _delivered(notify: Notify, notice: Notice) -> str | None:
         return await notify(notice)
     except Exception as error:  # noqa: BLE001 - a run does not end because nobody listens
         return f"{type(error).__name__}."
+
+
+def undelivered(notice: Notice, why: str) -> str:
+    """That it could not be delivered, in a sentence for the user."""
+    return f"The notice that the run {_TOLD[notice.event]} could not be delivered: {why}"
 
 
 def ended(report: Report, at: float) -> Notice:

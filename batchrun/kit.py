@@ -6,7 +6,7 @@ When which lane works on which rows is `sending`'s.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
@@ -100,7 +100,10 @@ async def pack(
     listed = await client.models() or []
     tariff = terms.tariff(listed, job, loads)
     spent = await terms.spent(store, job, tariff)
-    known = choice.Known(start, loads, await store.gauges(), terms.learned(await store.learned()), spent)
+    held = await batches.reserved(store)
+    known = choice.Known(
+        start, loads, await store.gauges(), terms.learned(await store.learned()), spent + sum(held.values())
+    )
     till = await Till.on(store)
     keeper = Keeper(store, till)
     standins = StandIns(job.repairs.fallbacks, clock, keeper.note)
@@ -115,7 +118,7 @@ async def pack(
         rejected=start.rejected,
         allowed=allowed_rejections(job.limits.max_rejected, start.pending + start.answered + start.rejected),
         ceiling=terms.ceiling(job.limits.concurrency),
-        held=await batches.reserved(store),
+        held=held,
         leaving=leaving,
         proven=start.answered > 0,
         standins=standins,
@@ -130,7 +133,7 @@ async def probe(kit: Kit) -> None:
     deadline = kit.job.limits.deadline
     left = math.inf if deadline is None else deadline - kit.clock.now()
     models = sorted(kit.known.loads, key=lambda model: -kit.known.loads[model].rows)
-    await prober.probe(models, kit.job.asking.endpoint, left, one_by_one=kit.quota.has_limit)
+    await prober.probe(models, kit.job.asking.endpoint, left, one_by_one=kit.quota.purse.has_limit)
 
 
 def live_lane(kit: Kit) -> LiveLane:
@@ -149,6 +152,7 @@ class Hooks(msgspec.Struct, frozen=True):
     refused: Callable[[RemoteBatch, Trouble], None]
     missing: Callable[[RemoteBatch, str], bool]
     packed: Callable[[], None]
+    small: Callable[[Collection[str]], bool]
 
 
 def batch_lane(kit: Kit, stay: Stay, hooks: Hooks) -> tuple[BatchLane, Carrier]:
@@ -174,6 +178,6 @@ def batch_lane(kit: Kit, stay: Stay, hooks: Hooks) -> tuple[BatchLane, Carrier]:
     )  # fmt: skip
     lane = BatchLane(
         store, carrier, errands, quota, kit.counts, kit.keeper.keep,
-        lambda asked: live_lane(kit).run(rows.only(asked)), hooks.packed, kit.mender, job.batching, stay,
+        lambda asked: live_lane(kit).run(rows.only(asked)), hooks.packed, hooks.small, kit.mender, job.batching, stay,
     )  # fmt: skip
     return lane, carrier

@@ -6,10 +6,9 @@ import msgspec
 
 from batchrun.job import Job, allowed_rejections
 from batchrun.lanes.lane import Counts, Parked
-from batchrun.records import ParkReason
+from batchrun.records import ParkReason, Route
 from batchrun.reports import BatchStanding, Redirect, Report
 from batchrun.rules import budget
-from batchrun.rules.estimate import Spread
 from batchrun.rules.route import Plan
 from batchrun.store import ledger
 from batchrun.store.store import Hidden, Kept, Store
@@ -58,8 +57,8 @@ async def report(store: Store, job: Job, kept: Kept, parked: Parked | None, star
     """The report of a start that ended."""
     hidden, counts = await store.hidden(), start.counts
     maybe_nano = hidden.nano + start.cut_off.nano
-    twice, twice_nano = await store.sql.one("paid_twice") or (0, 0)
-    replaced, replaced_nano = await store.sql.one("replaced") or (0, 0)
+    twice, twice_nano, twice_unpriced = await store.sql.one("paid_twice") or (0, 0, 0)
+    replaced, replaced_nano, replaced_unpriced = await store.sql.one("replaced") or (0, 0, 0)
     paid = await ledger.read(store)
     return Report(
         exit_code=exit_code(job, kept, parked, start.stop_code),
@@ -77,6 +76,7 @@ async def report(store: Store, job: Job, kept: Kept, parked: Parked | None, star
         spent_nano=kept.cost_nano,
         spent_now_nano=counts.spent_nano,
         unpriced=kept.unpriced,
+        unpriced_now=store.unpriced_now,
         maybe_twice=hidden.calls + start.cut_off.calls,
         maybe_twice_nano=maybe_nano,
         checkpoint=store.path,
@@ -85,18 +85,21 @@ async def report(store: Store, job: Job, kept: Kept, parked: Parked | None, star
         rejections=dict(await store.sql.all("rejections_by_fault")) if kept.rejected else {},
         twice=twice,
         twice_nano=twice_nano,
+        twice_unpriced=twice_unpriced,
         submitted=kept.submitted,
         batches=start.batches,
         again=kept.again,
         asked_again=counts.better,
         replaced=replaced,
         replaced_nano=replaced_nano,
+        replaced_unpriced=replaced_unpriced,
         hint=start.hint,
         redirects=tuple(Redirect(asked, came, n) for (asked, came), n in counts.redirects.most_common()),
         stood_in=tuple(Redirect(asked, came, n) for (asked, came), n in counts.stood_in.most_common()),
         provider=job.provider,
         left_nano=_span(start.rest),
         enough_nano=_enough(job, parked, start.rest, kept.cost_nano + maybe_nano),
+        enough_run_nano=_enough_run(parked),
         useful_nano=sum(entry.useful_nano for entry in paid),
         wasted_nano=sum(entry.wasted_nano for entry in paid),
         unused_nano=sum(entry.unused_nano for entry in paid),
@@ -112,15 +115,21 @@ def _span(rest: Plan | None) -> tuple[int, int, int] | None:
 
 def _enough(job: Job, parked: Parked | None, rest: Plan | None, spent: int) -> int | None:
     """The --max-cost that would do for the rest; None where it is not that limit that stopped the start."""
-    limits = job.limits
-    if limits.max_cost_nano is None or parked is None or parked.reason is not ParkReason.BUDGET:
+    lack = None if parked is None else parked.lack
+    if lack is None or lack.by_run or lack.later or rest is None or rest.live_cost is None:
         return None
-    if rest is None or rest.cost is None:
+    # Under --route batch the whole may be set aside at once; else what is live by then pays the full price.
+    left = rest.most if job.route is Route.BATCH else rest.live_cost.high
+    bound = max(lack.bound, rest.dearest)
+    return None if left is None else budget.enough(spent, left, bound, rest.mean_bound)
+
+
+def _enough_run(parked: Parked | None) -> int | None:
+    """The --max-cost-run without which no start can go on; None where the next one may go on as it is."""
+    lack = None if parked is None else parked.lack
+    if lack is None or not lack.by_run or lack.bound <= lack.limit:
         return None
-    enough, dearest = budget.enough(spent, rest.cost, rest.dearest or 0), rest.dearest or 0
-    if limits.max_cost_run_nano is not None and enough <= limits.max_cost_nano:
-        return None  # it was the limit of this start
-    return max(enough, budget.enough(limits.max_cost_nano, Spread(0, 0, 0), dearest))
+    return budget.enough(0, 0, lack.bound, 0)
 
 
 def exit_code(job: Job, kept: Kept, parked: Parked | None, stop_code: int = INTERRUPTED) -> int:

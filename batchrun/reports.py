@@ -186,7 +186,8 @@ class Report(msgspec.Struct, frozen=True):
     `again` counts answers that are to be asked for once more, `asked_again` those that were in this start, `replaced`
     paid replies that gave way to others; `redirects` are the server's doing, `stood_in` were fallbacks; `hint` is a
     sentence worth reading, or "". `left_nano` is what the rest is expected to cost (low, likely, high), None when that
-    is not known; `enough_nano` what --max-cost would do for it, None when it is no matter of that. `useful_nano`,
+    is not known; `enough_nano` what --max-cost would do for it, `enough_run_nano` what --max-cost-run
+    the next row needs, None when it is no matter of that. `useful_nano`,
     `wasted_nano` and `unused_nano` are the parts of `spent_nano`, see `Entry`.
     """
 
@@ -213,18 +214,22 @@ class Report(msgspec.Struct, frozen=True):
     rejections: Mapping[str, int]
     twice: int = 0
     twice_nano: int = 0
+    twice_unpriced: int = 0
     submitted: int = 0
     batches: tuple[BatchStanding, ...] = ()
     again: int = 0
     asked_again: int = 0
     replaced: int = 0
     replaced_nano: int = 0
+    replaced_unpriced: int = 0
     redirects: tuple[Redirect, ...] = ()
     stood_in: tuple[Redirect, ...] = ()
     provider: str = TOGETHER
     hint: str = ""
     left_nano: tuple[int, int, int] | None = None
     enough_nano: int | None = None
+    enough_run_nano: int | None = None
+    unpriced_now: int = 0
     useful_nano: int = 0
     wasted_nano: int = 0
     unused_nano: int = 0

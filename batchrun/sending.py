@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 
 import msgspec
 
@@ -32,9 +32,8 @@ from batchrun.reports import BatchStanding
 from batchrun.rows import Split
 from batchrun.rules import route
 from batchrun.rules.estimate import Load
-from batchrun.rules.money import usd
 from batchrun.rules.remote import MOST_MISSES, RemoteBatch
-from batchrun.rules.route import Part, Plan
+from batchrun.rules.route import Plan
 from batchrun.store import batches
 from batchrun.store.keeper import Keeper
 from batchrun.store.store import Kept, Store
@@ -173,7 +172,7 @@ class Sending:
         if not self._batch_models and not left_behind and not await batches.unfinished(self._store):
             lines.sweep(batch_folder(self._store.path), ())  # a start that packed and died may have left files
             return
-        hooks = Hooks(self._wanted_again, self._returned, self._refused, self._missing, self._news.set)
+        hooks = Hooks(self._wanted_again, self._returned, self._refused, self._missing, self._news.set, self._small)
         self._batches_done = False
         self._batch_lane, self._carrier = kit.batch_lane(tools, self._stay, hooks)
 
@@ -192,15 +191,19 @@ class Sending:
         self._announce(plan)
         for part in plan.models:
             if part.situation.load.rows:
-                keeper.note("plan", _told(part))
+                keeper.note("plan", route.told(part))
 
     async def rest(self, kept: Kept) -> Plan | None:
         """What is left, batches at work included, planned as a start would now; None when sending never began."""
         tools = self._kit
         if tools is None:
             return None
-        all_left = msgspec.structs.replace(kept, submitted=0)
-        known = msgspec.structs.replace(tools.known, kept=all_left, gauges=await self._store.gauges())
+        known = msgspec.structs.replace(
+            tools.known,
+            kept=msgspec.structs.replace(kept, submitted=0),
+            gauges=await self._store.gauges(),
+            spent=kept.cost_nano + (await self._store.hidden()).nano,
+        )
         return choice.plan(self._job, known.with_stand_ins(tools.standins.lasting), tools.tariff, self._clock.now())
 
     @property
@@ -240,6 +243,8 @@ class Sending:
         finally:
             self._batches_done = True
             self._news.set()
+            if self.quota is not None:
+                self.quota.leave()
 
     async def _send_live(self, live: Callable[[], LiveLane]) -> None:
         """Pass after pass over what is pending, for as long as batches may give rows back."""
@@ -366,6 +371,16 @@ class Sending:
                 ParkReason.HOPELESS, f"The provider makes no batch of this: {said}. Live calls may do: --route auto."
             )
 
+    def _small(self, models: Collection[str]) -> bool:
+        """What is left of the budget makes no batch worth a wait: whether the rows of these models may go live."""
+        if not self._may_go_live:
+            return False
+        self._batch_models -= frozenset(models)
+        self._more_live = True
+        self._news.set()
+        self._look_again()
+        return True
+
     def _turn(self) -> None:
         """What is in batches goes live; what they have finished is kept."""
         self._turned = self._more_live = True
@@ -406,10 +421,3 @@ class Sending:
             self._failure = error
             if self.quota is not None:
                 self.quota.park(ParkReason.INTERRUPTED, error.message)
-
-
-def _told(part: Part) -> str:
-    """The way chosen for one model, in a line."""
-    rows, chosen = part.situation.load.rows, part.choice
-    likely = "cost unknown" if chosen.way.cost is None else f"about ${usd(round(chosen.way.cost.likely)):.4f}"
-    return f"{part.situation.model}: {chosen.lane}, {rows} rows, {likely}: {chosen.reasons[0]}"

@@ -56,7 +56,7 @@ def _check_bounds(tariff: Tariff, loads: Mapping[str, Load], listed: Sequence[Mo
             lists_prices = any(info.price is not None for info in listed)
             told = f" {advice(model, listed)}" if lists_prices else ""
             raise UsageError(
-                f"The price of {model} is not known, so --max-cost could not be kept.{told}",
+                f"The price of {model} is not known, so no limit on money could be kept.{told}",
                 f"Name it: --price {model}=INPUT/OUTPUT in US dollars per million tokens.",
             )
         if load.open_ended and model not in tariff.contexts:

@@ -176,22 +176,24 @@ async def _rebuilt(
 class _Count:
     """A `Load` being counted."""
 
-    __slots__ = ("max_tokens", "open_ended", "oversized", "rows", "size")
+    __slots__ = ("largest", "longest", "max_tokens", "open_ended", "oversized", "rows", "size")
 
     def __init__(self) -> None:
-        self.rows = self.size = self.max_tokens = self.open_ended = self.oversized = 0
+        self.rows = self.size = self.max_tokens = self.open_ended = self.oversized = self.largest = self.longest = 0
 
     def add(self, request: Request) -> None:
         self.rows += 1
         self.size += len(request.body)
+        self.largest = max(self.largest, len(request.body))
         self.oversized += not fits_a_line(request.body)
         if request.max_tokens is None:
             self.open_ended += request.n
         else:
             self.max_tokens += request.max_tokens * request.n
+            self.longest = max(self.longest, request.max_tokens * request.n)
 
     def load(self) -> Load:
-        return Load(self.rows, self.size, self.max_tokens, self.open_ended, self.oversized)
+        return Load(self.rows, self.size, self.max_tokens, self.open_ended, self.oversized, self.largest, self.longest)
 
 
 class _Notes:

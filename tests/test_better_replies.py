@@ -743,7 +743,10 @@ async def test_while_better_answers_are_wanted_every_face_says_so(tmp_path: Path
         plans: list[Plan] = []
         report = await one_start(replace(job, repairs=again(1)), announce=plans.append)
         (said,) = plans
-        assert plan.text(said) == f"{ROWS} rows: {ROWS} answered ({ROWS} to be asked for a better answer)."
+        assert (
+            plan.text(said)
+            == f"{ROWS} rows: {ROWS} answered ({ROWS} to be asked for a better answer, less than $0.01)."
+        )
         last, _ = closing.summary(report).splitlines()[-2:]
         assert f"0 left, {ROWS} to be asked for a better answer, less than $0.01 more." in last
         with View(job.checkpoint) as view:

@@ -136,7 +136,10 @@ async def test_the_limit_that_a_park_names_does_for_the_rest(tmp_path: Path, mak
         assert report.left_nano is not None
         last, next_step = closing.summary(report).splitlines()[-2:]
         assert last.endswith(" left, less than $0.01 more.")
-        named = re.fullmatch(r"Raise the limit \(in the job file, if it stands there\): batchrun resume .* --max-cost (\d+\.\d\d)", next_step)
+        named = re.fullmatch(
+            r"Raise the limit \(in the job file, if it stands there\): batchrun resume .* --max-cost (\d+\.\d\d)",
+            next_step,
+        )
         assert named is not None
         before = billed(simulator)
         report = await start(limited(job, max_cost_nano=round(float(named[1]) * 1e9)))
@@ -165,7 +168,7 @@ async def test_a_park_of_an_unknown_price_names_no_cost(
     source = write_prompts(tmp_path / "in.jsonl", range(20))
     out = Fault(FaultKind.CREDITS_END, after=10)
     async with Simulator(Settings(latency=0.001, models_status=500, faults=(out,))) as simulator:
-        report = await start(make_job(simulator.url, source))
+        report = await start(make_job(simulator.url, source, limits={"concurrency": 4}))
     assert report.parked is not None
     assert report.left_nano is None
     assert "more (" not in closing.summary(report)
@@ -241,7 +244,7 @@ async def test_the_user_is_asked_about_what_is_left(tmp_path: Path, make_job: Ma
 
 
 def test_a_purse_keeps_both_limits() -> None:
-    purse = Purse(1_000, spent=600, held=0, leaving=False, run_limit=300)
+    purse = Purse(1_000, spent=600, held={}, leaving=False, run_limit=300)
     assert purse.fits(300)
     assert not purse.fits(301)
     purse.reserve(300)
@@ -251,27 +254,27 @@ def test_a_purse_keeps_both_limits() -> None:
     assert purse.fits(50)
     assert not purse.fits(51)
     assert purse.is_used_up(51)
-    assert "of --max-cost-run $3e-07 is left" in purse.told("call", 51)
-    purse = Purse(1_000, spent=900, held=0, leaving=False, run_limit=300)
+    assert "of --max-cost-run $3e-07 is left" in purse.lack(51).told("call")
+    purse = Purse(1_000, spent=900, held={}, leaving=False, run_limit=300)
     assert not purse.fits(101)
-    assert "of --max-cost $1e-06 is left" in purse.told("call", 101)
+    assert "of --max-cost $1e-06 is left" in purse.lack(101).told("call")
 
 
 def test_money_that_an_earlier_start_set_aside_is_no_part_of_this_starts_limit() -> None:
-    purse = Purse(None, spent=0, held=500, leaving=False, run_limit=100)
+    purse = Purse(None, spent=0, held={1: 500}, leaving=False, run_limit=100)
     assert purse.fits(100)
-    purse.spend(400, earlier=True)
+    purse.spend(400, batch=1)
     assert purse.fits(100)
-    purse.unhold(500, earlier=True)
+    purse.unhold(500, batch=1)
     assert purse.fits(100)  # 100 nano-dollars less were spent than set aside, which is no gift to this start
     assert not purse.fits(101)
     assert not purse.may_come_back
 
 
 def test_money_of_earlier_batches_does_not_come_back_to_the_limit_of_a_start() -> None:
-    purse = Purse(None, spent=0, held=500, leaving=False, run_limit=100)
+    purse = Purse(None, spent=0, held={1: 500}, leaving=False, run_limit=100)
     assert purse.is_used_up(101)  # no reason to wait for a batch that frees nothing
-    assert Purse(550, spent=0, held=500, leaving=False).may_come_back
+    assert Purse(550, spent=0, held={1: 500}, leaving=False).may_come_back
 
 
 @pytest.mark.parametrize("limits", [Limits(max_cost_run_nano=0), Limits(max_cost_run_nano=-1)])

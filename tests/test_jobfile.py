@@ -283,8 +283,10 @@ BAD = {
     "inputs is nearly input": ("inputs = 'x'", "unknown key 'inputs'; did you mean 'input'?", ""),
     "what is like nothing is told where the keys are": ("zzz = 5", "unknown key 'zzz'.", "--help"),
     "a table around it all is unknown": ("[job-of-the-night]\nmax-cost = 5", "unknown key 'job-of-the-night'.", ""),
-    "a long key is cut": (f"{'z' * 99} = 5", f"unknown key '{'z' * 60}...'.", ""),
-    "no key commands a terminal": ('"\\u001b[2J" = 5', r"unknown key '\x1b[2J'.", ""),
+    "a key of forty signs is repeated": (f"{'z' * 40} = 5", f"unknown key '{'z' * 40}'.", "--help"),
+    "a longer one may be a secret": (f"{SECRET.ljust(41, 'z')} = 5", "there is a key that is none.", "--help"),
+    "so may an address be": (f'"https://hooks.example/{SECRET}" = 5', "there is a key that is none.", "--help"),
+    "no key commands a terminal": ('"\\u001b[2J" = 5', "there is a key that is none.", ""),
     "a job names no job": ("job = 'x'", "a job file cannot name another.", "--job FILE.toml"),
     "a key is told where keys live": ("api-key = 'x'", "an API key has no place in a job file.", _KEY_LIVES),
     "so is a token": ("token = 'x'", "an API key has no place in a job file.", _KEY_LIVES),
@@ -536,3 +538,213 @@ def test_one_job_from_two_folders_is_one_checkpoint_and_nothing_is_paid_twice(
     assert (code, "This start: 0 answers" in err) == (0, True)
     code, out, _ = cli("preview", "--job", name)
     assert (code, len(out.splitlines())) == (0, 2)
+
+
+# A trial: `--simulate` typed with the file of real nights.
+
+NIGHT = """
+output = "out.jsonl"
+metrics-file = "m.prom"
+metrics-port = 0
+notify = "https://example.org/hook"
+"""
+
+
+def test_a_trial_leaves_output_metrics_and_notices_of_the_real_nights_alone(
+    parsed: Parsed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(NIGHT)
+    job, given = parsed("--job", "job.toml", "--simulate")
+    assert job.output == str(folder / "out.sim.jsonl")
+    assert [given[name] for name in ("metrics_file", "metrics_port", "notify")] == [None, None, ()]
+    real, given = parsed("--job", "job.toml")
+    assert real.output == str(folder / "out.jsonl")
+    assert given["notify"] == ("https://example.org/hook",)
+    assert (given["metrics_file"], given["metrics_port"]) == (str(folder / "m.prom"), 0)
+    write("")
+    monkeypatch.setenv("BATCHRUN_NOTIFY", "https://example.org/from-the-environment")
+    job, given = parsed("--job", "job.toml", "--simulate")
+    assert (job.output, given["notify"]) == (None, ())
+
+
+def test_what_is_typed_for_a_trial_stays_as_typed(parsed: Parsed, folder: Path) -> None:
+    write(NIGHT)
+    typed = ("-o", "o.jsonl", "--metrics-file", "n.prom", "--metrics-port", "9", "--notify", "https://example.org/b")
+    job, given = parsed("--job", "job.toml", "--simulate", *typed)
+    assert job.output == str(folder / "o.jsonl")
+    names = ("metrics_file", "metrics_port", "notify")
+    assert [given[name] for name in names] == ["n.prom", 9, ("https://example.org/b",)]
+
+
+def test_a_file_that_says_simulate_itself_means_what_it_names(parsed: Parsed, folder: Path) -> None:
+    write(f"simulate = true\n{NIGHT}")
+    for words in ((), ("--simulate",)):
+        job, given = parsed("--job", "job.toml", *words)
+        assert job.output == str(folder / "out.jsonl")
+        assert given["notify"] == ("https://example.org/hook",)
+
+
+def test_a_trial_does_not_take_the_place_of_a_checkpoint_that_is_named(parsed: Parsed, folder: Path) -> None:
+    write('checkpoint = "c.db"')
+    assert parsed("--job", "job.toml", "--simulate")[0].checkpoint == str(folder / "c.sim.db")
+    assert parsed("--job", "job.toml", "--simulate", "--checkpoint", "d.db")[0].checkpoint == str(folder / "d.db")
+    assert newest_checkpoint("job.toml") == str(folder / "c.db")
+    (folder / "c.sim.db").touch()
+    assert newest_checkpoint("job.toml") == str(folder / "c.sim.db")
+    (folder / "c.db").touch()
+    assert newest_checkpoint("job.toml") == str(folder / "c.db")
+
+
+def test_a_trial_runs_beside_the_real_output(cli: Cli, folder: Path) -> None:
+    (folder / "quick.toml").write_text("[server]\nlatency = 0.0\n")
+    (folder / "out.jsonl").write_text("paid for\n")
+    write('output = "out.jsonl"\nnotify = "http://127.0.0.1:9/nobody"\nconcurrency = 4')
+    code, _, err = cli("run", "--job", "job.toml", "--simulate", "--script", "quick.toml")
+    assert (code, "could not be delivered" in err) == (0, False), err
+    assert (folder / "out.jsonl").read_text() == "paid for\n"
+    assert len((folder / "out.sim.jsonl").read_text().splitlines()) == 2
+
+
+# Another checkpoint that has the job's answers.
+
+
+def test_a_link_whose_checkpoint_stands_beside_what_it_points_to_is_refused(cli: Cli, folder: Path) -> None:
+    write("", "jobs/night.toml")
+    there = folder / "jobs/checkpoints/night.db"
+    (folder / "data").mkdir()
+    (folder / "data/night.toml").symlink_to("../jobs/night.toml")
+    write("", str(there), needed=False)
+    for words in (("run", "--job"), ("plan", "--job"), ("status",)):
+        code, out, err = cli(*words, "data/night.toml")
+        assert (code, out) == (2, "")
+        assert err == (
+            "Error: data/night.toml: it is a link, and its checkpoint stands beside "
+            f"{folder / 'jobs/night.toml'}.\nName `checkpoint`, or all is paid again: {there}\n"
+        )
+    assert not (folder / "data/checkpoints").exists()
+
+
+def test_a_link_goes_its_own_way_once_it_has_a_checkpoint_or_names_one(parsed: Parsed, folder: Path) -> None:
+    write("", "jobs/night.toml")
+    (folder / "data").mkdir()
+    (folder / "data/night.toml").symlink_to("../jobs/night.toml")
+    own = folder / "data/checkpoints/night.db"
+    assert parsed("--job", "data/night.toml")[0].checkpoint == str(own)
+    write("", "jobs/checkpoints/night.db", needed=False)
+    assert parsed("--job", "data/night.toml", "--checkpoint", "c.db")[0].checkpoint == str(folder / "c.db")
+    assert parsed("--job", "data/night.toml", "--simulate")[0].checkpoint == str(own.with_suffix(".sim.db"))
+    write("", str(own), needed=False)
+    assert parsed("--job", "data/night.toml")[0].checkpoint == str(own)
+
+
+@pytest.mark.parametrize("place", ["jobs", "."])
+@pytest.mark.parametrize("simulate", [False, True])
+def test_moving_to_a_job_file_does_not_pay_again_unseen(
+    place: str, simulate: bool, parsed: Parsed, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("", "jobs/night.toml")
+    words = ("--simulate",) * simulate
+    monkeypatch.chdir(folder / place)
+    before = parsed("in.jsonl" if place == "jobs" else "jobs/in.jsonl", "-m", MODEL, *words)[0].checkpoint
+    monkeypatch.chdir(folder)
+    write("", before, needed=False)
+    own = folder / f"jobs/checkpoints/night{'.sim' * simulate}.db"
+    with pytest.raises(UsageError) as refused:
+        parsed("--job", "jobs/night.toml", *words)
+    message, next_step = refused.value.message, refused.value.next_step
+    assert message == f"jobs/night.toml: there is no {own} yet, but {before} is one of this input."
+    assert "--new-requests" in next_step
+    assert parsed("--job", "jobs/night.toml", *words, "--new-requests")[0].checkpoint == str(own)
+    assert parsed("--job", "jobs/night.toml", *words, "--checkpoint", "c.db")[0].checkpoint == str(folder / "c.db")
+    other = () if simulate else ("--simulate",)
+    assert parsed("--job", "jobs/night.toml", *other)[0].checkpoint != before
+    if simulate:  # a trial's checkpoint has no place in the file of real nights
+        assert "checkpoint =" not in next_step
+        way = re.search(r"--checkpoint (\S+);", next_step)
+        assert way is not None
+        assert parsed("--job", "jobs/night.toml", *words, "--checkpoint", way[1])[0].checkpoint == before
+    else:
+        way = re.search(r"checkpoint = \".+\"", next_step)
+        assert way is not None
+        write(way[0], "jobs/night.toml")
+        assert parsed("--job", "jobs/night.toml")[0].checkpoint == before
+    write("", "jobs/night.toml")
+    write("", str(own), needed=False)
+    assert parsed("--job", "jobs/night.toml", *words)[0].checkpoint == str(own)
+
+
+def test_the_line_to_add_is_right_whatever_the_name(parsed: Parsed) -> None:
+    write("{}", 'a "dear" $ é.jsonl', needed=False)
+    before = parsed('a "dear" $ é.jsonl', "-m", MODEL)[0].checkpoint
+    write("", before, needed=False)
+    own = f"""input = 'a "dear" $$ é.jsonl'\nmodel = "{MODEL}"\n"""
+    write(own, needed=False)
+    with pytest.raises(UsageError) as refused:
+        parsed("--job", "job.toml")
+    line = re.search(r"checkpoint = \".+\"", refused.value.next_step)
+    assert line is not None
+    assert not Path(json.loads(line[0].partition(" = ")[2])).is_absolute()  # it moves with its folder
+    write(own + line[0], needed=False)
+    assert parsed("--job", "job.toml")[0].checkpoint == before
+
+
+def test_several_inputs_have_no_checkpoint_of_another_name(parsed: Parsed, folder: Path) -> None:
+    write("", parsed("in.jsonl", "-m", MODEL)[0].checkpoint, needed=False)
+    write(f'input = ["in.jsonl", "file.txt"]\nmodel = "{MODEL}"', needed=False)
+    assert parsed("--job", "job.toml")[0].checkpoint == str(folder / "checkpoints/job.db")
+
+
+# More of what is typed, and of what a file may hold.
+
+
+@pytest.mark.parametrize("command", ["plan", "preview"])
+def test_what_run_refuses_is_refused_by_plan_and_preview(command: str, cli: Cli) -> None:
+    for line in (
+        "notify = 5", 'log = "loud"', "confirm-above = -3", 'notify = "ftp://example.org"', "metrics-port = 99999999",
+        'detach = "perhaps"', 'credits = "much"\nnotify = ["${NO_SUCH}", "x"]',
+    ):  # fmt: skip
+        write(f"simulate = true\n{line}")
+        code, out, err = cli(command, "--job", "job.toml")
+        assert (code, out) == (2, ""), line
+        assert cli("run", "--job", "job.toml") == (2, "", err)
+    write('simulate = true\ncredits = "${NO_SUCH}"\nconfirm-above = "none"\nyes = true')
+    assert cli(command, "--job", "job.toml")[0] == 0
+
+
+def test_a_typed_parameter_and_an_option_of_its_name_are_one(parsed: Parsed) -> None:
+    def sent(*words: str) -> dict[str, Any]:
+        return dict(parsed("--job", "job.toml", *words)[0].asking.params)
+
+    write("max-tokens = 50\ntemperature = 0.5")
+    assert sent("--param", "max_tokens=7") == {"max_tokens": 7, "temperature": 0.5}
+    assert sent("--param", "temperature=1", "--param", "top_p=1") == {"max_tokens": 50, "temperature": 1, "top_p": 1}
+    assert sent("--param", "max_tokens=7", "--max-tokens", "9") == {"max_tokens": 9, "temperature": 0.5}
+    write("[param]\nmax_tokens = 50\ntop_p = 1")
+    assert sent("--max-tokens", "7") == {"max_tokens": 7, "top_p": 1}
+
+
+def test_an_empty_webhook_is_none(parsed: Parsed, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(text: str) -> Any:
+        write(text)
+        return parsed("--job", "job.toml")[1]["notify"]
+
+    assert told('notify = "${NO_SUCH:-}"') == ()
+    assert told('notify = ["${NO_SUCH:-}", "https://example.org/a", ""]') == ("https://example.org/a",)
+    monkeypatch.setenv("BATCHRUN_NOTIFY", "https://example.org/b")
+    assert told('notify = "${NO_SUCH:-}"') == ()
+    assert told("") == ("https://example.org/b",)
+
+
+@pytest.mark.parametrize("text", ["days/*.jsonl", "days/1.jsonl", "days", "[d]ays/[0-9].jsonl", "../My [x] dir/days"])
+def test_a_folder_with_signs_of_a_glob_means_itself(
+    text: str, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write('{"prompt": "one"}\n', "My [x] dir/days/1.jsonl", needed=False)
+    write('{"prompt": "wrong"}\n{"prompt": "wrong"}\n', "My x dir/days/1.jsonl", needed=False)
+    write(f'input = "{text}"\nmodel = "{MODEL}"\nsimulate = true', "My [x] dir/n.toml", needed=False)
+    code, out, err = cli("preview", "--job", "My [x] dir/n.toml")
+    assert (code, len(out.splitlines())) == (0, 1), err
+    assert cli("plan", "--job", "My [x] dir/n.toml")[0] == 0
+    assert (folder / "My [x] dir/checkpoints/n.sim.db").exists()
+    monkeypatch.chdir("My [x] dir")
+    assert cli("plan", "--job", "n.toml")[0] == 0

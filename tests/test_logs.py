@@ -222,6 +222,24 @@ def test_the_log_of_a_bare_command_line(
     assert logs.log_typed(words, environment) == expected
 
 
+def test_a_notice_that_was_not_delivered_is_shown_also_without_a_log(capfd: pytest.CaptureFixture[str]) -> None:
+    voice = logs.Voice(logs.Log.NONE)
+    for bar in (False, True):
+        with voice.listening(bar=bar):
+            diary.tell(0, "opened", "1 rows to send", "c.db")
+            diary.tell(0, "notify", "Nobody\nlistens.", "c.db")
+            diary.tell(0, "loss", "all of it", "c.db")
+    assert capfd.readouterr() == ("", "Nobody listens.\n" * 2)
+
+
+def test_what_is_no_diary_line_says_how_grave_it_is(capfd: pytest.CaptureFixture[str]) -> None:
+    voice = logs.Voice(logs.Log.JSON)
+    voice.say("metrics", "Metrics: here")
+    voice.say("metrics", "a.prom cannot be written", logging.WARNING)
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["level"] for line in lines] == ["info", "warning"]
+
+
 # --- the command line ------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +317,26 @@ async def test_an_interrupted_run_ends_in_json_as_well(tmp_path: Path) -> None:
     lines = events((before + after).decode())
     assert [line["event"] for line in lines] == ["opened", "plan", "stopping", "interrupted"]
     assert (running_one.returncode, lines[-1]["exit_code"]) == (130, 130)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize("log", ["json", "text"])
+async def test_a_signal_before_there_is_a_run_has_a_last_line_as_well(
+    tmp_path: Path, log: str, number: signal.Signals, code: int
+) -> None:
+    template = tmp_path / "template.j2"
+    os.mkfifo(template)
+    early = await process(tmp_path, "run", "in.jsonl", "-m", MODEL, "--template", str(template), log=log)
+    feeding = await asyncio.to_thread(os.open, template, os.O_WRONLY)  # when the command has begun to read it
+    early.send_signal(number)
+    _, said = await early.communicate()
+    os.close(feeding)
+    assert early.returncode == code
+    if log == "text":
+        assert said == b"\n"
+        return
+    (line,) = events(said.decode())
+    assert (line["event"], line["level"], line["exit_code"]) == ("interrupted", "warning", code)
 
 
 @pytest.mark.parametrize(

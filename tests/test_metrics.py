@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import socket
 import stat
@@ -84,6 +85,7 @@ class Watched:
     def __init__(self, job: Job, path: Path | None = None, port: int | None = None) -> None:
         self.job, self.path, self.port = job, path, port
         self.notes: list[str] = []
+        self.levels: list[int] = []
         self.run = Run(job, "any-key")
         self.asked, self.noted = asyncio.Event(), asyncio.Event()
 
@@ -91,9 +93,10 @@ class Watched:
         self.asked.set()
         return self.run.progress()
 
-    def note(self, kind: str, detail: str) -> None:
+    def note(self, kind: str, detail: str, level: int) -> None:
         assert kind == "metrics"
         self.notes.append(detail)
+        self.levels.append(level)
         self.noted.set()
 
     @property
@@ -249,7 +252,9 @@ async def test_before_there_is_a_checkpoint_rows_and_money_are_missing_and_not_z
 ) -> None:
     job = make_job("http://127.0.0.1:1", tmp_path / "none.jsonl")
     notes: list[str] = []
-    async with metrics.serving(job, lambda: IDLE, port=0, path=None, note=lambda _kind, said: notes.append(said)):
+    async with metrics.serving(
+        job, lambda: IDLE, port=0, path=None, note=lambda _kind, said, _level: notes.append(said)
+    ):
         seen = parsed(await asyncio.to_thread(fetched, notes[0].removeprefix("Metrics: ")))
         only = parsed_some(
             await asyncio.to_thread(fetched, notes[0].removeprefix("Metrics: ") + "?name[]=batchrun_requests_total")
@@ -421,10 +426,22 @@ async def test_a_folder_that_was_never_there_stops_no_night(tmp_path: Path, make
     assert len(watched.notes) == 1
 
 
+async def test_a_file_that_cannot_be_written_is_a_warning_and_the_address_is_none(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    job = make_job("http://127.0.0.1:1", tmp_path / "none.jsonl")
+    watched = Watched(job, tmp_path / "none" / "a.prom", port=0)
+    path = str(watched.path)
+    async with metrics.serving(job, lambda: IDLE, port=0, path=path, note=watched.note):
+        await watched.noted.wait()
+    assert [said.partition(":")[0] for said in watched.notes] == ["Metrics", f"{path} cannot be written"]
+    assert watched.levels == [logging.INFO, logging.WARNING]
+
+
 async def test_notes_that_fail_stop_no_run(tmp_path: Path, make_job: MakeJob) -> None:
     source = write_prompts(tmp_path / "in.jsonl", range(3))
 
-    def note(_kind: str, _detail: str) -> None:
+    def note(_kind: str, _detail: str, _level: int) -> None:
         raise OSError(errno.EPIPE, "the terminal is gone")
 
     async with Simulator(FAST) as simulator:
@@ -531,7 +548,7 @@ async def test_no_prompt_answer_key_or_sentence_of_the_server_gets_into_it(tmp_p
         run = Run(job, "KEYMARK")
         texts: list[str] = []
 
-        def note(_kind: str, said: str) -> None:
+        def note(_kind: str, said: str, _level: int) -> None:
             texts.append(said)
 
         file = tmp_path / "a.prom"

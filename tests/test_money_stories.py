@@ -16,6 +16,7 @@ from unittest.mock import AsyncMock
 
 import msgspec
 import pytest
+from money_progress import goes_on
 from money_world import DEARER, DISCOUNTED, PLAIN, SMALL, Ending, Row, World, write_rows
 from support import MakeJob
 
@@ -138,15 +139,16 @@ class Deal:
         words = 560 if model == SMALL and dice.random() < 0.3 else dice.choice([0, 0, 30])
         return Row(number, model, dice.choice(self.max_tokens), dice.choice(self.choices), words)
 
+    def bounds(self, row: Row) -> tuple[int, int]:
+        """What a row costs, and what it could cost at most, about."""
+        into, out = {PLAIN: (50, 200), DISCOUNTED: (1040, 1040), SMALL: (20, 20)}[row.model]
+        cost = 40 * into + min(60, row.max_tokens or 60) * row.n * out
+        context = 512 if row.model == SMALL else 131_072
+        return cost, len(row.line()) * into + (row.max_tokens or context) * row.n * out
+
     def sensible(self) -> int:
         """A limit that leaves something to decide: a part of what the job costs, or of what it could cost at most."""
-        prices = {PLAIN: (50, 200), DISCOUNTED: (1040, 1040), SMALL: (20, 20)}
-        cost = most = 0
-        for row in self.rows:
-            into, out = prices[row.model]
-            context = 512 if row.model == SMALL else 131_072
-            cost += 40 * into + min(60, row.max_tokens or 60) * row.n * out
-            most += len(row.line()) * into + (row.max_tokens or context) * row.n * out
+        cost, most = (sum(column) for column in zip(*map(self.bounds, self.rows), strict=True))
         share = self.dice.choice([0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3, 4.0])
         return max(1, round(share * (cost if self.tight else self.dice.choice([cost, most, most]))))
 
@@ -301,34 +303,38 @@ def edited(rows: Sequence[Row], dice: random.Random, fresh: Callable[[], Row]) -
 # --- the stories -----------------------------------------------------------------------------------------------------
 
 
-async def story(seed: int, folder: Path, make_job: MakeJob, *, kills: bool = False) -> None:
-    """Some starts under a limit that is raised now and then, whatever happens; then the end of the job."""
+async def story(seed: int, folder: Path, make_job: MakeJob, *, kills: bool = False, nights: bool = False) -> None:
+    """Some starts, whatever happens, under a limit that is raised now and then, or each under one of its own (nights).
+
+    Then the same command without faults, for as long as it goes on, and the end of the job.
+    """
     dice = random.Random(seed)
     deal = Deal(dice)
-    limit = deal.sensible()
+    limits: dict[str, int | None] = {"max_cost_nano": deal.sensible()}
+    if nights:
+        share = limits["max_cost_nano"] or 0
+        limits = {"max_cost_run_nano": share, "max_cost_nano": dice.choice([None, round(share * dice.uniform(1, 4))])}
     async with Simulator(settings(dice, seed)) as simulator:
         world = World(simulator, folder)
         for _ in range(dice.randrange(2, 7)):
             source = write_rows(folder / "in.jsonl", deal.rows)
             befall(simulator, dice)
-            job = deal.job(simulator.url, source, make_job, dice.choice(deal.routes), max_cost_nano=limit)
+            job = deal.job(simulator.url, source, make_job, dice.choice(deal.routes), **limits)
             report = await world.start(job, ending(dice, kills=kills), detach=dice.random() < 0.4)
             assert report is None or report.exit_code in CODES, report.message
-            if dice.random() < 0.4:
-                limit = round(limit * dice.uniform(1, 2))
+            if dice.random() < 0.4 and not nights:
+                limits["max_cost_nano"] = round((limits["max_cost_nano"] or 0) * dice.uniform(1, 2))
             if dice.random() < 0.4:
                 deal.rows = edited(deal.rows, dice, deal.row)
-        await to_the_end(world, deal, make_job, max_cost_nano=AMPLE)
+        befall(simulator)
+        await goes_on(world, job, detach=dice.random() < 0.5)
+        await to_the_end(world, deal, make_job, **dict.fromkeys(limits, AMPLE))
 
 
 async def to_the_end(world: World, deal: Deal, make_job: MakeJob, **limits: int) -> None:
     """Nothing goes wrong any more, and there is money enough: every row is settled, and a last start sends nothing."""
-    simulator, dice = world.simulator, deal.dice
-    simulator.play([])
-    simulator.play_batches([])
-    simulator.top_up(1000)
     source = write_rows(world.folder / "in.jsonl", deal.rows)
-    job = deal.job(simulator.url, source, make_job, dice.choice([deal.routes[0], Route.AUTO]), **limits)
+    job = deal.job(world.simulator.url, source, make_job, deal.dice.choice([deal.routes[0], Route.AUTO]), **limits)
     for _ in range(20):
         report = await world.start(job)
         assert report is not None
@@ -338,31 +344,13 @@ async def to_the_end(world: World, deal: Deal, make_job: MakeJob, **limits: int)
     await world.sends_nothing(job)
 
 
-async def nights(seed: int, folder: Path, make_job: MakeJob) -> None:
-    """Starts that may each commit so much, whatever happens: none of them costs more, whenever that is billed."""
-    dice = random.Random(seed)
-    deal = Deal(dice)
-    share = deal.sensible()
-    limit = dice.choice([None, None, round(share * dice.uniform(1, 4))])
-    async with Simulator(settings(dice, seed)) as simulator:
-        world = World(simulator, folder)
-        for _ in range(dice.randrange(2, 7)):
-            source = write_rows(folder / "in.jsonl", deal.rows)
-            befall(simulator, dice)
-            limits = {"max_cost_run_nano": share, "max_cost_nano": limit}
-            job = deal.job(simulator.url, source, make_job, dice.choice(deal.routes), **limits)
-            report = await world.start(job, ending(dice, kills=False), detach=dice.random() < 0.4)
-            assert report is None or report.exit_code in CODES, report.message
-            if dice.random() < 0.3:
-                deal.rows = edited(deal.rows, dice, deal.row)
-        await to_the_end(world, deal, make_job, max_cost_run_nano=AMPLE)
-
-
-def befall(simulator: Simulator, dice: random.Random) -> None:
-    """What goes wrong from now on."""
+def befall(simulator: Simulator, dice: random.Random | None = None) -> None:
+    """What goes wrong from now on; nothing without dice."""
     late = simulator.settings.batch_list_lag == LATE
-    simulator.play([live_fault(dice) for _ in range(dice.randrange(3))])
-    simulator.play_batches([batch_fault(dice, late=late) for _ in range(dice.randrange(4))])
+    simulator.play([live_fault(dice) for _ in range(dice.randrange(3))] if dice else [])
+    simulator.play_batches([batch_fault(dice, late=late) for _ in range(dice.randrange(4))] if dice else [])
+    if dice is None:
+        simulator.top_up(1000)
 
 
 @pytest.fixture(autouse=True)
@@ -389,7 +377,7 @@ async def test_the_bill_is_never_more_than_allowed_in_300_more_stories(
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_no_start_costs_more_than_it_may_commit(seed: int, tmp_path: Path, make_job: MakeJob) -> None:
-    await nights(seed, tmp_path, make_job)
+    await story(seed, tmp_path, make_job, nights=True)
 
 
 @pytest.mark.soak
@@ -397,4 +385,4 @@ async def test_no_start_costs_more_than_it_may_commit(seed: int, tmp_path: Path,
 async def test_no_start_costs_more_than_it_may_commit_in_150_more_stories(
     seed: int, tmp_path: Path, make_job: MakeJob
 ) -> None:
-    await nights(seed, tmp_path, make_job)
+    await story(seed, tmp_path, make_job, nights=True)

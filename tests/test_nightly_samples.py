@@ -21,6 +21,8 @@ from support import read_rows, write_prompts
 from batchrun.cli import jobfile
 from batchrun.cli.main import batchrun
 from batchrun.cli.run import run
+from batchrun.cli.words import confirm_above
+from batchrun.faces.figures import FAMILIES
 from batchrun.job import Job
 
 ROOT = Path(__file__).parent.parent
@@ -119,6 +121,9 @@ def test_a_line_that_is_left_out_is_right_and_says_the_default(
     name = str(KEYS[key].name)
     before, after = given.pop(name), said.pop(name)
     assert said == given
+    if key == "confirm-above":  # neither in the job nor a default of the option
+        before, after = confirm_above(before), confirm_above(after)
+        assert before is not None
     assert after == before or before is None or not (after or before)
 
 
@@ -215,7 +220,7 @@ NIGHTS: dict[tuple[int, ...], tuple[int, int, str]] = {
     (2,): (2, 1, "usage, job file, input or key"),
     (3,): (3, 1, "out of credits: top up"),
     (4,): (4, 1, "the key was refused"),
-    (6,): (6, 1, "the budget is used up or the deadline has passed"),
+    (6,): (6, 1, "the budget is used up or the deadline has passed: raise max-cost in the job file"),
     (9,): (9, 1, "no such model"),
     (10,): (10, 1, "more rows are rejected than allowed: batchrun errors my job.toml"),
     (11,): (11, 1, "cannot be written or trusted"),
@@ -317,17 +322,20 @@ def test_the_script_may_be_started_as_it_is() -> None:
 # crontab
 
 
-def cron_line() -> tuple[list[str], str]:
-    """The five fields of time, and the command as cron hands it to the shell."""
-    lines = [line for line in (NIGHTLY / "crontab").read_text().splitlines() if line and not line.startswith("#")]
-    assert len(lines) == 1
-    *fields, command = lines[0].split(maxsplit=5)
+def cron_line(*, script: bool = False) -> tuple[list[str], str]:
+    """The five fields of time, and the command as cron hands it to the shell; that of the script is left out there."""
+    begins = "#0" if script else "0"
+    lines = [line for line in (NIGHTLY / "crontab").read_text().splitlines() if re.match(r"[^#]|#\d", line)]
+    assert len(lines) == 2
+    (line,) = (line for line in lines if line.startswith(begins))
+    *fields, command = line.removeprefix("#").split(maxsplit=5)
     assert not re.search(r"(?<!\\)%", command), "cron makes a new line of a percent sign"
     return fields, command.replace("\\%", "%")
 
 
-def test_the_crontab_line_has_five_fields_of_time() -> None:
-    fields, _ = cron_line()
+@pytest.mark.parametrize("script", [False, True])
+def test_the_crontab_line_has_five_fields_of_time(script: bool) -> None:
+    fields, _ = cron_line(script=script)
     for field, (low, high) in zip(fields, [(0, 59), (0, 23), (1, 31), (1, 12), (0, 7)], strict=True):
         assert field == "*" or low <= int(field) <= high
 
@@ -344,6 +352,71 @@ def test_the_crontab_line_starts_the_job_and_says_when_somebody_should_look(code
     assert (folder / "nightly/nightly.log").read_text() == "out\nerr\n"
     said = "" if code in {0, 7, 8} else f"batchrun ended with exit code {code}, see {folder}/nightly/nightly.log\n"
     assert (done.stdout, done.stderr) == (said, "")
+
+
+def under_cron(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """What cron starts: https://man7.org/linux/man-pages/man5/crontab.5.html, a PATH of two folders and hardly more."""
+    return start("env", "-i", f"HOME={home}", "PATH=/usr/bin:/bin", "/bin/sh", "-c", command, folder=home)
+
+
+# The code of batchrun, the script's own, and what is mailed.
+@pytest.mark.parametrize(
+    ("code", "own", "mailed"),
+    [(0, 0, ""), (8, 0, ""), (3, 3, "out of credits: top up, and the next night goes on (exit 3)\n")],
+)
+def test_the_crontab_line_of_the_script_finds_the_command_and_mails_what_a_person_should_do(
+    code: int, own: int, mailed: str, folder: Path
+) -> None:
+    home = folder.parent
+    write_command(
+        home / ".local/bin/batchrun",
+        f'echo "$TOGETHER_API_KEY_FILE $@" >"{folder}/calls"; echo a line >&2; exit {code}',
+    )
+    done = under_cron(cron_line(script=True)[1], home)
+    assert calls(folder) == [f"{home}/.config/batchrun/key run --job {home}/nightly/nightly.toml"]
+    assert (done.stdout, done.stderr) == (f"{home}/nightly/nightly.toml: {mailed}" if mailed else "", "")
+    assert f"(exit {own})" in (home / "nightly/nightly.log").read_text() or own == 0
+
+
+def test_the_crontab_line_works_with_what_cron_knows(folder: Path) -> None:
+    write_command(folder.parent / ".local/bin/batchrun", f'echo "$@" >"{folder}/calls"')
+    done = under_cron(cron_line()[1], folder.parent)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert calls(folder) == [f"run --job {folder}/nightly.toml"]
+
+
+# Prometheus
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((NIGHTLY / "alerts.yml").read_text(encoding="utf-8"))["groups"]
+    return list(group["rules"])
+
+
+def test_the_alerts_ask_for_metrics_that_there_are() -> None:
+    known = {family.name: {"checkpoint", *family.labels} for family in FAMILIES}
+    for rule in rules():
+        names = re.findall(r"\b(batchrun_\w+)(?:\{(\w+)=)?", rule["expr"])
+        assert names, rule["alert"]
+        for name, label in names:
+            assert name in known, rule["alert"]
+            assert not label or label in known[name]
+
+
+def test_the_alert_of_a_run_that_vanished_looks_at_the_file_of_the_job() -> None:
+    (path,) = (tomllib.loads(line)["metrics-file"] for line in left_out() if line.startswith("metrics-file"))
+    (pattern,) = (found for rule in rules() for found in re.findall(r'file=~"(.+?)"', rule["expr"]))
+    assert re.fullmatch(pattern, path)  # Prometheus matches whole values
+    assert Path(path).parent == Path(unit_left_out("ReadWritePaths"))
+
+
+def unit_left_out(key: str) -> str:
+    (value,) = re.findall(rf"^#{key}=(.+)$", (NIGHTLY / "batchrun-nightly.service").read_text(), re.MULTILINE)
+    return str(value)
+
+
+def test_a_night_on_a_terminal_asks_nobody() -> None:
+    assert tomllib.loads(JOB)["yes"] is True
 
 
 # systemd

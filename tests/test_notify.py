@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import pty
 import signal
 import sqlite3
 import sys
@@ -370,6 +371,126 @@ async def test_the_end_is_told_while_the_lock_is_held_and_after_it_was_written(
     assert seen == [("finished",), "held"]
 
 
+# --- errors before there is a run ------------------------------------------------------------------------------------
+
+
+async def command(folder: Path, *words: str, code: str = "", **environment: str) -> asyncio.subprocess.Process:
+    """The command line in a process of its own, without a key; `code` is run before it."""
+    variables = {**os.environ, "TOGETHER_API_KEY": "", "BATCHRUN_LOG": "json", **environment}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-c", f"{code}\nfrom batchrun.cli.main import main\nmain()", *words,
+        cwd=folder, env=variables, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "checkpoint", "told"),
+    [
+        (("run", "in.jsonl", "-m", MODEL), "checkpoints/in-", "There is no API key"),
+        (("run", "in.jsonl", "-m", MODEL, "--deadline", "soon"), "checkpoints/in-", "--deadline 'soon' is no time."),
+        (("run", "in.jsonl", "-m", MODEL, "--template", "none.j2"), "checkpoints/in-", "The template none.j2"),
+        (("run", "in.jsonl", "-m", MODEL, "--key-env", "NONE", "--checkpoint", "c.db"), "c.db", "--key-env takes"),
+        (("run", "in.jsonl", "-m", MODEL, "--credits", "5"), "checkpoints/in-", "--credits and --script"),
+        (("run", "none.jsonl", "-m", MODEL, "--base-url", "http://127.0.0.1:9"), "checkpoints/none-", "does not exist"),
+        (("run", "in.jsonl", "b.jsonl", "-m", MODEL), None, "Several inputs need"),
+        (("resume", "missing.db"), "missing.db", ""),
+        (("resume", "in.jsonl"), "in.jsonl", "not a SQLite file"),
+        (("resume",), None, "There is no checkpoint"),
+    ],
+)
+async def test_an_error_before_there_is_a_run_is_said_and_told_once(
+    tmp_path: Path, words: tuple[str, ...], checkpoint: str | None, told: str
+) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(3))
+    async with hooked() as hook:
+        failing = await command(tmp_path, *words, "--notify", hook.url)
+        _, said = await failing.communicate()
+    (line,) = [json.loads(one) for one in said.splitlines()]
+    assert hook.told == [("failed", None)]
+    assert told in line["message"]
+    assert (hook.came[0]["message"], hook.came[0]["next"]) == (line["message"], line["next"])
+    assert (failing.returncode, hook.came[0]["exit_code"]) == (line["exit_code"],) * 2
+    found = hook.came[0]["checkpoint"]
+    assert found == "" if checkpoint is None else found.startswith(f"{tmp_path}/{checkpoint}")
+
+
+async def test_a_bug_before_there_is_a_run_is_told_by_its_kind_alone(tmp_path: Path) -> None:
+    broken = "import batchrun.cli.run as r\ndef no(*_): raise KeyError('T0PSECRET-prompt')\nr.new_job = no"
+    async with hooked() as hook:
+        failing = await command(tmp_path, "run", "in.jsonl", "-m", MODEL, "--notify", hook.url, code=broken)
+        _, said = await failing.communicate()
+    assert (failing.returncode, hook.told) == (1, [("failed", None)])
+    assert hook.came[0]["message"] == "Internal error: KeyError."
+    assert b"T0PSECRET" not in said + hook.raw[0]
+
+
+async def test_what_a_job_file_took_from_the_environment_is_not_told(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(3))
+    (tmp_path / "j.toml").write_text('input = "in.jsonl"\nmodel = "m"\ndeadline = "${WHEN}"\n')
+    async with hooked() as hook:
+        failing = await command(tmp_path, "run", "--job", "j.toml", "--notify", hook.url, WHEN="T0PSECRET-time")
+        _, said = await failing.communicate()
+    assert (failing.returncode, hook.told) == (2, [("failed", None)])
+    assert hook.came[0]["checkpoint"] == str(tmp_path / "checkpoints" / "j.db")
+    assert b"T0PSECRET-time" not in said + hook.raw[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_an_error_is_said_before_it_is_told_and_telling_may_be_cut_off(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    never = asyncio.Event()
+    async with hooked(*[never.wait] * 4) as hook:
+        failing = await command(tmp_path, "run", "in.jsonl", "-m", MODEL, "--notify", hook.url)
+        assert failing.stderr is not None
+        line = json.loads(await failing.stderr.readline())
+        await hook.heard.wait()
+        failing.send_signal(number)
+        _, more = await failing.communicate()
+        assert (line["exit_code"], failing.returncode, more) == (2, 2, b"")
+        assert len(hook.came) == 1
+        never.set()
+
+
+@pytest.mark.parametrize("log", ["text", "json"])
+async def test_an_error_that_cannot_be_told_is_followed_by_why_where_people_read(tmp_path: Path, log: str) -> None:
+    async with hooked(400) as hook:
+        failing = await command(tmp_path, "run", "in.jsonl", "-m", MODEL, "--notify", hook.url, BATCHRUN_LOG=log)
+        _, said = await failing.communicate()
+    last = said.decode().splitlines()[-1]
+    assert failing.returncode == 2
+    if log == "json":
+        assert json.loads(last)["exit_code"] == 2
+    else:
+        assert last == "The notice that the run failed could not be delivered: 127.0.0.1: It answered 400."
+
+
+async def test_on_a_terminal_a_notice_that_was_not_delivered_is_one_line(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "in.jsonl", range(5))
+    ours, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "BATCHRUN_LOG"}
+    async with hooked(400) as hook, Simulator(Settings(latency=0.0)) as simulator:
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "batchrun", "run", "in.jsonl", "-m", MODEL, "--base-url", simulator.url,
+            "--notify", hook.url, cwd=tmp_path, env={**environment, "TOGETHER_API_KEY": KEY}, stderr=theirs,
+        )  # fmt: skip
+        os.close(theirs)
+        said = await asyncio.to_thread(shown, ours)
+        assert await running.wait() == 0
+    told = [line.rpartition("\r")[2] for line in said.replace("\r\n", "\n").split("\n")]
+    assert told.count("The notice that the run finished could not be delivered: 127.0.0.1: It answered 400.") == 1
+
+
+def shown(terminal: int) -> str:
+    """All that is written to it."""
+    parts = []
+    with contextlib.suppress(OSError):  # what a terminal says when nobody writes to it any more
+        while part := os.read(terminal, 65_536):
+            parts.append(part)
+    os.close(terminal)
+    return b"".join(parts).decode()
+
+
 # --- delivery --------------------------------------------------------------------------------------------------------
 
 
@@ -576,7 +697,7 @@ def test_the_document_has_the_same_keys_whatever_it_tells() -> None:
     sums = Sums(200, 120, 3, 77, 1_500_000_000, 500_000_000, 2_000_000, (1_000, 20_000_000, 3_000_000_000))
     for event in Happening:
         for known in (None, sums):
-            notice = Notice(event, "an-id", 1_000.25, "/data/nightly.sim.db", "It is so.", sums=known)
+            notice = Notice(event, "an-id", 1_000.25, "/data/nightly.db", "It is so.", sums=known)
             document = json.loads(face.payload(notice))
             assert document.keys() == KEYS
             assert (document["at"], document["job"]) == ("1970-01-01T00:16:40.250Z", "nightly")
@@ -584,6 +705,13 @@ def test_the_document_has_the_same_keys_whatever_it_tells() -> None:
     assert document["spent_usd"] == 1.5
     assert document["possibly_paid_twice_usd"] == 0.002
     assert document["left_usd"] == {"low": 1e-6, "likely": 0.02, "high": 3.0}
+
+
+def test_a_trial_says_that_it_is_simulated() -> None:
+    for event in Happening:
+        document = face.document(Notice(event, "an-id", 0.0, "/data/nightly.sim.db", "It is so."))
+        assert document["job"] == "nightly.sim"
+        assert document["text"].startswith(f"(simulated) nightly.sim {event}: It is so.")
 
 
 def test_a_path_that_is_no_utf_8_still_makes_a_document() -> None:

@@ -38,10 +38,22 @@ os.execv(sys.executable, [sys.executable, "-m", "batchrun", *sys.argv[1:]])
 """
 
 
-def on_a_terminal(*words: str, answer: bytes | None) -> tuple[int, str]:
+# As a shell starts a command with & behind it: the terminal belongs to another group of processes.
+_IN_BACKGROUND = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+child = os.fork()
+if child == 0:
+    os.setpgid(0, 0)
+    os.execv(sys.executable, [sys.executable, "-m", "batchrun", *sys.argv[1:]])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def on_a_terminal(*words: str, answer: bytes | None, how: str = _OWN_TERMINAL) -> tuple[int, str]:
     """Exit code and all that a terminal showed; `answer` is typed when the question comes."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", _OWN_TERMINAL, *words]
+    command = [sys.executable, "-c", how, *words]
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as child:
         os.close(theirs)
         shown = b""
@@ -95,6 +107,13 @@ def test_what_costs_little_or_is_said_beforehand_is_not_asked(here: Path, words:
 def test_a_finished_job_is_not_asked_about(here: Path) -> None:
     assert on_a_terminal(*RUN, "--yes", answer=None)[0] == 0
     code, shown = on_a_terminal(*RUN, "--confirm-above", "0", answer=None)
+    assert (code, paid(here / "c.db")) == (0, 8)
+    assert ASKED.decode() not in shown
+
+
+def test_in_the_background_of_a_shell_nobody_is_asked(here: Path) -> None:
+    """The question would stop it at the next key that is typed in the shell, and nothing would be sent all night."""
+    code, shown = on_a_terminal(*RUN, "--confirm-above", "0", answer=None, how=_IN_BACKGROUND)
     assert (code, paid(here / "c.db")) == (0, 8)
     assert ASKED.decode() not in shown
 

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import socket
 from collections.abc import AsyncIterable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -29,6 +30,9 @@ USER_AGENT = "batchrun/0.1.0"
 LARGEST_BODY = 256 * 1024 * 1024
 # aiohttp's own limit of 8,190 bytes turns a long header of a good, paid reply into an error.
 LARGEST_HEADER = 256 * 1024
+
+# What a resolver says of a name that nobody has; it may also be out of order.
+_NO_HOST = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 _NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
@@ -228,5 +232,12 @@ def _origin(url: URL) -> tuple[str, str, int | None]:
 
 def _why(error: Exception) -> str:
     """The kind of error, in words that hold nothing of the request: messages of libraries may quote URLs or bytes."""
+    # Their numbers are those of OpenSSL and of the resolver, not of the system.
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted"
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "no secure connection"
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "there is no host of that name" if error.errno in _NO_HOST else "its name cannot be looked up"
     number = getattr(getattr(error, "os_error", error), "errno", None)
     return os.strerror(number) if isinstance(number, int) and number > 0 else type(error).__name__

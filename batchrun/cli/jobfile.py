@@ -7,6 +7,7 @@ of them wins with `joboption`. A message names keys and never a value: it may be
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import stat
@@ -26,10 +27,16 @@ _SECRETS = frozenset(
 )
 _KEY = "TOGETHER_API_KEY"
 _WHERE_KEYS_LIVE = f"It comes from {_KEY}, from the file that {_KEY}_FILE names, or from the variable in `key-env`."
+_KEYS_ARE = "Every option of `batchrun run` is a key: batchrun run --help"
 # What `[param]` may hold although it is an option as well: it ends in the same place.
 _SAME_AS_PARAM = frozenset({"max-tokens", "temperature"})
+_KEY_LIKE = re.compile(r"[A-Za-z0-9_-]{1,40}")  # what else stands in the place of a key may be a misplaced secret
 # `$$`, `${NAME}`, `${NAME:-default}`, or a dollar that begins none of them.
 _REFERENCE = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^${}]*))?\})?")
+
+
+class UnsetError(UsageError):
+    """A value refers to a variable that is not set."""
 
 
 class JobFile(msgspec.Struct, frozen=True):
@@ -46,6 +53,19 @@ class JobFile(msgspec.Struct, frozen=True):
     def path(self, text: str) -> str:
         """A path or glob of the file, absolute: relative ones start at its folder, whoever calls from where."""
         return os.path.normpath(os.path.join(self.folder, os.path.expanduser(text)))  # noqa: PTH111, PTH118 - may be a glob
+
+    def pattern(self, path: str) -> str:
+        """An absolute INPUT of the file such that the folder it stands in means itself, whatever signs are in it."""
+        folder = os.path.commonpath([self.folder, path])
+        if not glob.has_magic(folder) or os.path.lexists(path):
+            return path
+        return glob.escape(folder) + path[len(folder) :]
+
+    def target(self) -> JobFile | None:
+        """What it is a link to, as a job file of its own; None when it is no link."""
+        real = os.path.realpath(self.name)
+        is_here = real == os.path.join(self.folder, os.path.basename(self.name))  # noqa: PTH118, PTH119
+        return None if is_here else JobFile(real, os.path.dirname(real), self.table)  # noqa: PTH120
 
     def checkpoint(self, *, simulate: bool) -> str:
         """`checkpoints/<stem>.db` beside the file, `.sim.db` when simulated: one job, one checkpoint, from anywhere."""
@@ -135,6 +155,8 @@ def settings(file: JobFile, known: Mapping[str, click.Parameter]) -> list[tuple[
 
 
 def _unknown(file: JobFile, typed: str, known: Mapping[str, click.Parameter]) -> NoReturn:
+    if not _KEY_LIKE.fullmatch(typed):
+        file.refuse("there is a key that is none.", _KEYS_ARE)
     key = typed.replace("_", "-").lower()
     if key in _SECRETS:
         file.refuse("an API key has no place in a job file.", _WHERE_KEYS_LIVE)
@@ -142,11 +164,8 @@ def _unknown(file: JobFile, typed: str, known: Mapping[str, click.Parameter]) ->
         file.refuse("a job file cannot name another.", "Give the one you mean: --job FILE.toml")
     short = [name for name, parameter in known.items() if f"-{key}" in parameter.opts]
     near = short or difflib.get_close_matches(key, known, n=1)
-    shown = repr(typed if len(typed) <= 60 else f"{typed[:60]}...")  # noqa: PLR2004 - a line
     meant = f"; did you mean {near[0]!r}?" if near else "."
-    file.refuse(
-        f"unknown key {shown}{meant}", "" if near else "Every option of `batchrun run` is a key: batchrun run --help"
-    )
+    file.refuse(f"unknown key {typed!r}{meant}", "" if near else _KEYS_ARE)
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -162,11 +181,12 @@ class Reading(msgspec.Struct, frozen=True):
         """What click gets: a tuple of words where it may be repeated, paths absolute, all else of the option's type.
 
         Raises:
-            UsageError: it is nothing the option takes, or refers to a variable that is not set.
+            UsageError: it is nothing the option takes.
+            UnsetError: it refers to a variable that is not set.
         """
         value = self._expanded(value)
         if self.parameter.multiple or self.parameter.nargs == -1:
-            return tuple(map(self._located, self._words(value)))
+            return tuple(self._located(word) for word in self._words(value) if word or not self._may_be_none)
         return self._located(self._single(value))
 
     @property
@@ -176,6 +196,11 @@ class Reading(msgspec.Struct, frozen=True):
     @property
     def _is_path(self) -> bool:
         return self._metavar.startswith(("FILE", "INPUT"))
+
+    @property
+    def _may_be_none(self) -> bool:
+        """Whether an empty word is none, as in `notify = "${HOOK:-}"`; elsewhere it is a slip."""
+        return not self._is_path and "=" not in self._metavar
 
     def _located(self, value: Any) -> Any:
         if not self._is_path:
@@ -280,8 +305,8 @@ class Reading(msgspec.Struct, frozen=True):
         if default is not None and not found:
             return str(default)
         if found is None:
-            self.file.refuse(
-                f"{self.key} refers to ${{{name}}}, and there is no such variable.",
+            raise UnsetError(
+                f"{self.file.name}: {self.key} refers to ${{{name}}}, and there is no such variable.",
                 f"Set {name}, or write ${{{name}:-default}}.",
             )
         if not self._is_path:  # where a file was looked for may be said

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import click
 
@@ -49,9 +49,14 @@ def log_of(word: str | None) -> Log:
     return Log.NONE if sys.stderr is not None and sys.stderr.isatty() else Log.JSON
 
 
+def starts(words: Sequence[str]) -> bool:
+    """Whether the bare command line starts a run."""
+    return bool(words) and words[0] in _COMMANDS
+
+
 def log_typed(words: Sequence[str], environment: Mapping[str, str]) -> Log:
     """The same from the bare command line: an error in the options comes before they are read."""
-    if not words or words[0] not in _COMMANDS:
+    if not starts(words):
         return Log.NONE
     said = environment.get(VARIABLE)
     for word, following in zip(words, [*words[1:], ""], strict=True):
@@ -68,7 +73,12 @@ def log_typed(words: Sequence[str], environment: Mapping[str, str]) -> Log:
 def text_line(record: logging.LogRecord) -> str:
     """A record for people, in local time, as `status` writes the diary."""
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_at(record)))
-    return f"{at} {_event(record)}: {' '.join(record.getMessage().split())}"
+    return f"{at} {_event(record)}: {bare_line(record)}"
+
+
+def bare_line(record: logging.LogRecord) -> str:
+    """Its words alone."""
+    return " ".join(record.getMessage().split())
 
 
 def json_line(record: logging.LogRecord) -> str:
@@ -112,6 +122,11 @@ def _not_in_the_end(record: logging.LogRecord) -> bool:
     return _event(record) not in _IN_THE_END
 
 
+def _undelivered(record: logging.LogRecord) -> bool:
+    """What neither bar nor summary say."""
+    return _event(record) == diary.Kind.NOTIFY
+
+
 @contextlib.contextmanager
 def _listening(handler: logging.Handler) -> Iterator[None]:
     """Our logger goes to this handler, and what libraries log nowhere: by default it would come here as text."""
@@ -143,21 +158,25 @@ class Voice:
     @contextlib.contextmanager
     def listening(self, *, bar: bool = False) -> Iterator[None]:
         """Say what comes into the diary meanwhile; above the bar when there is one."""
-        if self.log is Log.NONE:
-            yield
-            return
-        if self.log is Log.JSON:
-            handler = _Lines(say_if_heard, json_line)
-            handler.addFilter(_not_in_the_end)
-        else:
-            handler = _Lines(_above_the_bar if bar else say_if_heard, text_line)
+        write = _above_the_bar if bar else say_if_heard
+        match self.log:
+            case Log.JSON:
+                handler = _Lines(say_if_heard, json_line)
+                handler.addFilter(_not_in_the_end)
+            case Log.TEXT:
+                handler = _Lines(write, text_line)
+            case Log.NONE:
+                handler = _Lines(write, bare_line)
+                handler.addFilter(_undelivered)
+            case _:
+                assert_never(self.log)
         with _listening(handler):
             yield
 
-    def say(self, event: str, text: str) -> None:
+    def say(self, event: str, text: str, level: int = logging.INFO) -> None:
         """Something worth knowing that is in no diary."""
         if self.log is Log.JSON:
-            say_if_heard(_json(time.time(), "info", event, text.strip(), {}))
+            say_if_heard(_json(time.time(), logging.getLevelName(level).lower(), event, text.strip(), {}))
         else:
             say_if_heard(text)
 
@@ -212,6 +231,13 @@ class Voice:
         """Interrupted before there was a run to say so, or after."""
         if self.log is Log.JSON:
             say(_json(time.time(), "warning", "interrupted", "Interrupted.", {"exit_code": exit_code, "next": None}))
+        else:
+            say("")  # the terminal shows the key that was pressed, and nothing behind it
+
+    def after_the_end(self, text: str) -> None:
+        """What became known after the error was said; the last line of JSON stays the last."""
+        if self.log is not Log.JSON:
+            say(text)
 
     def _failed(self, message: str, next_step: str, exit_code: int, fields: Mapping[str, Any]) -> None:
         ending = {"exit_code": exit_code, "next": next_step or None, **fields}

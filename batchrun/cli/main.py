@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from batchrun import __version__
-from batchrun.cli import logs
+from batchrun.cli import logs, notify, signals
 from batchrun.cli.check import check
 from batchrun.cli.doctor import doctor
 from batchrun.cli.errors import errors
@@ -26,6 +26,14 @@ _STANDARD_ERROR = 2
 _BROKEN_PIPE = 141  # as the shell says of a program that SIGPIPE ended
 
 
+class _Aborted(click.Abort):
+    """What click lets through of a signal, with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
 class _Commands(click.Group):
     """A group whose reader may leave early, as `head` does: silent, and told by the exit code."""
 
@@ -38,6 +46,8 @@ class _Commands(click.Group):
             os.dup2(nowhere, sys.stdout.fileno())  # or the interpreter complains when it flushes once more
             os.close(nowhere)
             raise click.exceptions.Exit(_BROKEN_PIPE) from None
+        except KeyboardInterrupt as stopped:  # click would print an empty line, also among lines of JSON
+            raise _Aborted(signals.code_of(stopped)) from None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
@@ -58,22 +68,33 @@ def main() -> None:
     """Run the command line and leave the process with its exit code."""
     _fill_standard_streams()
     logs.forget()
+    notify.forget()
     try:
+        if logs.starts(sys.argv[1:]):
+            signals.hear()
         code = batchrun.main(standalone_mode=False)
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
     except click.ClickException as error:
         _voice().misused(error)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = 130
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        code = signals.code_of(stopped)
         _voice().aborted(code)
     except BatchrunError as error:
         _voice().failed(error)
         code = error.exit_code
+        _tell(error)
     except Exception as error:  # noqa: BLE001 - the last line of defence
         code = _internal(error)
+        _tell(error)
     sys.exit(code or 0)
+
+
+def _tell(error: Exception) -> None:
+    """To whom `--notify` names, after it was said here: a delivery takes up to a minute, and may be cut off."""
+    if why := notify.begun().failed(error):
+        _voice().after_the_end(why)
 
 
 def _voice() -> logs.Voice:

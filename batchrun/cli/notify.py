@@ -1,15 +1,16 @@
-"""`--notify`: addresses to what a run calls when somebody far away should know; errors that come before it, too."""
+"""`--notify`: addresses to what a run calls when somebody far away should know; errors that no run could tell, too."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from batchrun import herald
-from batchrun.errors import BatchrunError, BusyError
+from batchrun.cli import signals
+from batchrun.errors import BusyError
 from batchrun.reports import Happening
 
 if TYPE_CHECKING:
@@ -42,26 +43,67 @@ def notify_of(urls: Sequence[str], clock: Clock | None = None) -> Notify | None:
     return notify
 
 
-@contextlib.contextmanager
-def telling(notify: Notify | None, checkpoint: str) -> Iterator[Notify | None]:
-    """What tells a run's notices, and an error that ends the command before there is a run: no key, a taken port."""
-    ended = False
+class Teller:
+    """What one start tells: the notices of its run, or else the error that ended the command without one.
 
-    async def noticed(notice: Notice) -> str | None:
-        nonlocal ended
-        ended = ended or notice.event is not Happening.RECOVERED
-        return None if notify is None else await notify(notice)
+    Attributes:
+        checkpoint: its path, empty until it is known.
+        notify: what the run tells its notices to; None when nobody wants to know.
+    """
 
-    try:
-        yield noticed if notify is not None else None
-    except BusyError:
-        raise  # the run that has it will tell
-    except BatchrunError as error:
-        if notify is not None and not ended:
-            with contextlib.suppress(Exception):  # whatever it is, the error is what counts
-                asyncio.run(_told(notify, herald.failed(error, time.time(), checkpoint, None)))
-        raise
+    def __init__(self, deliver: Notify | None) -> None:
+        self.checkpoint = ""
+        self.notify: Notify | None = None if deliver is None else self._notice
+        self._deliver = deliver
+        self._ended = False
+
+    async def _notice(self, notice: Notice) -> str | None:
+        self._ended = self._ended or notice.event is not Happening.RECOVERED
+        return await self._told(notice)
+
+    async def _told(self, notice: Notice) -> str | None:
+        return None if self._deliver is None else await self._deliver(notice)
+
+    def failed(self, error: Exception) -> str:
+        """Tell of the error, unless the run did or another run will; returns, in a sentence, that it could not be told.
+
+        It may take a minute; a signal ends it at once.
+        """
+        if self._deliver is None or self._ended or isinstance(error, BusyError):
+            return ""
+        notice = herald.failed(error, time.time(), self.checkpoint, None)
+        # Whatever goes wrong, the error is what counts.
+        with contextlib.suppress(Exception, KeyboardInterrupt, asyncio.CancelledError):
+            why = asyncio.run(self._told_in_time(notice))
+            return "" if why is None else herald.undelivered(notice, why)
+        return ""
+
+    async def _told_in_time(self, notice: Notice) -> str | None:
+        telling = asyncio.ensure_future(self._told(notice))
+        signals.hear_in(asyncio.get_running_loop(), lambda _code: telling.cancel())
+        return await telling
 
 
-async def _told(notify: Notify, notice: Notice) -> None:
-    await notify(notice)
+_begun = Teller(None)
+
+
+def begin(urls: Sequence[str]) -> Teller:
+    """What this process tells from now on.
+
+    Raises:
+        UsageError: one of the addresses is nothing a webhook can be.
+    """
+    global _begun  # noqa: PLW0603 - a process is one start
+    _begun = Teller(notify_of(urls))
+    return _begun
+
+
+def begun() -> Teller:
+    """What tells of this process; nothing before `begin`, and in commands that tell nobody."""
+    return _begun
+
+
+def forget() -> None:
+    """Another command begins in this process."""
+    global _begun  # noqa: PLW0603 - as in `begin`
+    _begun = Teller(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,8 +15,13 @@ Say = Callable[[str], None]
 
 
 def is_attended() -> bool:
-    """Whether there is a terminal to ask on, and to hear the answer from."""
-    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    """Whether there is a terminal to ask on, and to hear the answer from: not so in the background of a shell."""
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr)):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # a terminal, but not the one whose shell started us: it can be read from
+        return True
 
 
 class Question:
@@ -33,7 +39,7 @@ class Question:
 
     async def agreed(self, plan: Plan) -> bool:
         """Whether it may go on; an unknown price is asked about too."""
-        if not plan.left or (plan.may_cost is not None and plan.may_cost <= self._limit):
+        if not (plan.left or plan.again) or (plan.may_cost is not None and plan.may_cost <= self._limit):
             return True
         from batchrun.faces import plan as face
 

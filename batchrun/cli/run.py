@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -14,23 +13,20 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from batchrun.cli import logs
+from batchrun.cli import logs, notify, signals
 from batchrun.cli.logs import Log, Voice
-from batchrun.cli.notify import notify_of, telling
 from batchrun.cli.options import asking_options, job_options, limit_options, run_options, start_options
 from batchrun.cli.question import Question, is_attended
-from batchrun.cli.words import changed, confirm_above, key_in, new_job, newest_checkpoint
+from batchrun.cli.words import changed, confirm_above, default_checkpoint, key_in, new_job, newest_checkpoint
 from batchrun.errors import UsageError, first_of
 from batchrun.job import Job
 
 if TYPE_CHECKING:
-    from batchrun.herald import Notify
     from batchrun.reports import Report
     from batchrun.rules.route import Plan
     from batchrun.runner import Run
 
 _GC_EVERY = 50_000
-_SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 
 
 @click.command()
@@ -60,8 +56,10 @@ def run(inputs: tuple[str, ...], **given: Any) -> None:
     no such model, 10 some rows rejected, 11 disk or checkpoint, 130/143
     interrupted. All but 0 and 10 can go on.
     """
-    voice = logs.choose(given["log"])
-    _start(new_job(inputs, given, os.environ), given, voice)
+    voice, teller = logs.choose(given["log"]), notify.begin(given["notify"])
+    given["checkpoint"] = given["checkpoint"] or default_checkpoint(inputs, simulate=given["simulate"])
+    teller.checkpoint = os.path.abspath(given["checkpoint"])  # noqa: PTH100 - an error in what follows names it
+    _start(new_job(inputs, given, os.environ), given, voice, teller)
 
 
 @click.command()
@@ -76,22 +74,21 @@ def resume(checkpoint: str | None, **given: Any) -> None:
     """
     from batchrun.store.view import View
 
-    voice = logs.choose(given["log"])
-    with View(newest_checkpoint(checkpoint)) as view:
+    voice, teller = logs.choose(given["log"]), notify.begin(given["notify"])
+    teller.checkpoint = newest_checkpoint(checkpoint)
+    with View(teller.checkpoint) as view:
         stored = view.job()
     if stored is None:
         raise UsageError("This checkpoint has no job yet: its input was never read.", "Start it with `batchrun run`.")
-    _start(changed(msgspec.json.decode(stored[1], type=Job), given), given, voice)
+    _start(changed(msgspec.json.decode(stored[1], type=Job), given), given, voice, teller)
 
 
-def _start(job: Job, given: dict[str, Any], voice: Voice) -> None:
+def _start(job: Job, given: dict[str, Any], voice: Voice, teller: notify.Teller) -> None:
+    teller.checkpoint = job.checkpoint
     if not job.simulate and (given["credits"] is not None or given["script"] is not None):
         raise UsageError("--credits and --script are for the simulator.", "Add --simulate.")
-    with (
-        telling(notify_of(given["notify"]), job.checkpoint) as notify,
-        _server(job, given, voice) as (reachable, key),
-    ):
-        report = _go(reachable, key, given, voice, notify)
+    with _server(job, given, voice) as (reachable, key):
+        report = _go(reachable, key, given, voice, teller)
     if given["progress"] == "json":
         with contextlib.suppress(OSError):
             click.echo(msgspec.json.encode({"event": "report", **report.to_dict()}))
@@ -118,7 +115,7 @@ def _server(job: Job, given: dict[str, Any], voice: Voice) -> Iterator[tuple[Job
         yield msgspec.structs.replace(job, base_url=url), "simulated"
 
 
-def _go(job: Job, key: str | None, given: dict[str, Any], voice: Voice, notify: Notify | None) -> Report:
+def _go(job: Job, key: str | None, given: dict[str, Any], voice: Voice, teller: notify.Teller) -> Report:
     from batchrun.runner import Options, Run
 
     # A run makes many objects and hardly a cycle; looking for cycles as often as by default costs a sixth of the CPU.
@@ -133,14 +130,14 @@ def _go(job: Job, key: str | None, given: dict[str, Any], voice: Voice, notify: 
 
     options = Options(
         given["new_requests"], given["accept_loss"], given["retry_rejected"], given["detach"], announce,
-        None if question is None else question.agreed, notify,
+        None if question is None else question.agreed, teller.notify,
     )  # fmt: skip
-    going = _measured(job, Run(job, key, options=options), given, question, voice)
-    try:
+    loops: Any = asyncio
+    with contextlib.suppress(ImportError):
         import uvloop
-    except ImportError:
-        return asyncio.run(going)
-    report: Report = uvloop.run(going)
+
+        loops = uvloop
+    report: Report = loops.run(_measured(job, Run(job, key, options=options), given, question, voice))
     return report
 
 
@@ -160,9 +157,7 @@ async def _attended(run: Run, progress: str, question: Question | None, voice: V
     from batchrun.faces.progress import face
 
     loop = asyncio.get_running_loop()
-    for number, code in _SIGNALS.items():
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            loop.add_signal_handler(number, _stop, run, code, question, voice)
+    signals.hear_in(loop, lambda code: _stop(run, code, question, voice))
     kind = _face(progress, voice)
     try:
         async with asyncio.TaskGroup() as group:
@@ -175,7 +170,7 @@ async def _attended(run: Run, progress: str, question: Question | None, voice: V
     except BaseExceptionGroup as failed:
         raise first_of(failed) from failed
     finally:
-        _ignore_signals(loop)
+        signals.ignore(loop)  # all is written down; impatience must not cut off the summary
 
 
 def _face(progress: str, voice: Voice) -> str:
@@ -183,13 +178,6 @@ def _face(progress: str, voice: Voice) -> str:
     terminal = sys.stderr is not None and sys.stderr.isatty()
     kind = progress if progress != "auto" else "bar" if terminal else "none"
     return "none" if kind == "bar" and voice.log is Log.JSON else kind
-
-
-def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
-    """All is written down; what is left is the summary, and impatience must not cut that off."""
-    for number in _SIGNALS:
-        if loop.remove_signal_handler(number):
-            signal.signal(number, signal.SIG_IGN)
 
 
 def _stop(run: Run, code: int, question: Question | None, voice: Voice) -> None:

@@ -30,7 +30,7 @@ _BATCHING = {
 }
 
 
-def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
+def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool, here: str = os.curdir) -> str:
     """`checkpoints/<stem>-<8 hex of the INPUT as seen from here>.db`, `.sim.db` when simulated.
 
     Raises:
@@ -40,16 +40,16 @@ def default_checkpoint(inputs: tuple[str, ...], *, simulate: bool) -> str:
         raise UsageError(
             "Several inputs need a checkpoint by name.", "Add --checkpoint FILE.db, or put quotes around a glob."
         )
-    seen = _from_here(inputs[0])
+    seen = _from_here(inputs[0], here)
     stem = Path(seen).name.split(".")[0].strip("*?[]") or "input"
     mark = hashlib.blake2b(os.fsencode(seen), digest_size=4).hexdigest()
-    return str(Path("checkpoints") / f"{stem}-{mark}{'.sim.db' if simulate else '.db'}")
+    return str(Path(here) / "checkpoints" / f"{stem}-{mark}{'.sim.db' if simulate else '.db'}")
 
 
-def _from_here(typed: str) -> str:
+def _from_here(typed: str, here: str) -> str:
     """The input as one would type it from this folder: `./x`, `x` and its absolute path are one input."""
     folder, name = os.path.split(_absolute(typed))
-    path, here = os.path.join(os.path.realpath(folder), name), os.path.realpath(os.curdir)  # noqa: PTH118 - may be a glob
+    path, here = os.path.join(os.path.realpath(folder), name), os.path.realpath(here)  # noqa: PTH118 - may be a glob
     return os.path.relpath(path, here) if path.startswith(here + os.sep) else path
 
 

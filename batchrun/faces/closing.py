@@ -97,6 +97,11 @@ def _next(report: Report, reason: ParkReason) -> str:
 
 
 def _budget(report: Report) -> tuple[str, str]:
+    if report.enough_run_nano is not None:
+        return (
+            "Raise the limit (in the job file, if it stands there)",
+            f" --max-cost-run {usd(report.enough_run_nano):.2f}",
+        )
     if report.enough_nano is None:
         return "Each start may spend as much again", ""
     return "Raise the limit (in the job file, if it stands there)", f" --max-cost {usd(report.enough_nano):.2f}"
@@ -111,7 +116,8 @@ def _replaced(report: Report) -> list[str]:
     """What asking again for better answers has used up."""
     if not report.replaced:
         return []
-    return [f"Not good enough: {count(report.replaced)} replies, {dollars(report.replaced_nano)}; asked again."]
+    money = spent(report.replaced_nano, report.replaced_unpriced)
+    return [f"Not good enough: {count(report.replaced)} replies, {money}; asked again."]
 
 
 def _redirects(report: Report) -> list[str]:
@@ -162,7 +168,11 @@ def _pace(report: Report) -> str:
 
 def _money(report: Report) -> str:
     amount = spent(report.spent_nano, report.unpriced)
-    split = f" in all, {dollars(report.spent_now_nano)} this start" if report.spent_nano or not report.unpriced else ""
+    split = (
+        f" in all, {spent(report.spent_now_nano, report.unpriced_now)} this start"
+        if report.spent_nano or not report.unpriced
+        else ""
+    )
     return f"Spent: {amount}{split}; {count(report.prompt_tokens)} tokens in, {count(report.completion_tokens)} out."
 
 
@@ -181,7 +191,7 @@ def _of_use(report: Report) -> list[str]:
 def _twice(report: Report) -> str:
     parts = []
     if report.twice:
-        parts.append(f"{count(report.twice)} answers, {dollars(report.twice_nano)}")
+        parts.append(f"{count(report.twice)} answers, {spent(report.twice_nano, report.twice_unpriced)}")
     if report.maybe_twice:
         parts.append(bound(report.maybe_twice, report.maybe_twice_nano))
     return f"Paid twice: {' and '.join(parts) or 'nothing'}."

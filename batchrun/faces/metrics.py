@@ -1,7 +1,7 @@
 """How a run stands, for Prometheus: on a port of this machine, and in a file for node_exporter's textfile collector.
 
-The only module that knows prometheus_client. It never stops a run; what is told is `figures`'s, and wiring it around a
-run is the command's.
+The only module that knows prometheus_client. It never stops a run: a port that cannot be had is said before anything is
+sent. What is told is `figures`'s, and wiring it around a run is the command's.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import threading
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 Poll = Callable[[], Progress]
-Note = Callable[[str, str], None]
+Note = Callable[[str, str, int], None]
 Ended = Callable[[int], None]
 
 _LOOPBACK = "127.0.0.1"
@@ -76,7 +77,7 @@ async def serving(job: Job, poll: Poll, *, port: int | None, path: str | None, n
         poll: how it stands; asked once a second, on this event loop only.
         port: of 127.0.0.1 to answer on, 0 for any free one, None for none.
         path: of the .prom file to write about every 15 seconds and at the end, None for none.
-        note: takes a line for the log, as kind and detail: the address, and once why the file cannot be written.
+        note: takes a line for the log, as kind, detail and level: the address, and once why the file cannot be written.
 
     Raises:
         UsageError: the extra is not installed, the file is not named .prom, or the port cannot be had.
@@ -185,7 +186,7 @@ def _listening(port: int, registry: CollectorRegistry, checkpoint: str, note: No
     quiet.handle_error = lambda *_: None  # who hangs up in the middle is no news
     try:
         with contextlib.suppress(Exception):
-            note("metrics", f"Metrics: http://{_LOOPBACK}:{server.server_port}/metrics")
+            note("metrics", f"Metrics: http://{_LOOPBACK}:{server.server_port}/metrics", logging.INFO)
         yield
     finally:
         server.shutdown()
@@ -253,7 +254,7 @@ class _File:
     def _tell(self, trouble: str | None) -> None:
         if trouble is not None and not self._noted:
             self._noted = True
-            self._note("metrics", f"{self._path} cannot be written: {trouble}. The run goes on.")
+            self._note("metrics", f"{self._path} cannot be written: {trouble}. The run goes on.", logging.WARNING)
 
 
 def _replace(path: Path, content: bytes) -> None:

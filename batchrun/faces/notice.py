@@ -24,7 +24,7 @@ def document(notice: Notice) -> dict[str, Any]:
     - `event`: `finished`, `parked`, `recovered` or `failed`.
     - `id`: of this notice alone; the same whenever its delivery is tried again, so that doubles can be dropped.
     - `at`: ISO 8601, UTC.
-    - `checkpoint`: its path; `job`: the name of that file without its ending.
+    - `checkpoint`: its path; `job`: the name of that file without its ending, so `nightly.sim` when it is simulated.
     - `reason`: why it parked (`credits`, `key`, `overload`, `budget`, `deadline`, `interrupted`, `remote`, `model`,
       `hopeless`), else null.
     - `exit_code`: the process's; null for `recovered`, since the run goes on.
@@ -32,7 +32,7 @@ def document(notice: Notice) -> dict[str, Any]:
     - `rows`: `total`, `answered`, `rejected`, `left`; null where the checkpoint could not be read.
     - `spent_usd` (over the life of the checkpoint), `spent_this_start_usd`, `possibly_paid_twice_usd`: null likewise.
     - `left_usd`: `low`, `likely`, `high`, what the rest is expected to cost; null when that is not known.
-    - `text`: one sentence for people, which chat services show.
+    - `text`: one sentence for people, which chat services show; a simulated one says so at its beginning.
     """
     sums, report = notice.sums, notice.report
     return {
@@ -55,8 +55,7 @@ def document(notice: Notice) -> dict[str, Any]:
 
 
 def _job(notice: Notice) -> str:
-    name = Path(notice.checkpoint).name
-    return name.removesuffix(".db").removesuffix(".sim")
+    return Path(notice.checkpoint).name.removesuffix(".db")
 
 
 def _message(notice: Notice) -> str:
@@ -81,7 +80,8 @@ def _text(notice: Notice) -> str:
     """Who, what, how it stands, and what to do."""
     report, sums = notice.report, notice.sums
     why = f" ({report.parked})" if report is not None and report.parked is not None else ""
-    parts = [f"{_job(notice)} {notice.event}{why}: {_message(notice)}"]
+    simulated = "(simulated) " if _job(notice).endswith(".sim") else ""
+    parts = [f"{simulated}{_job(notice) or 'batchrun'} {notice.event}{why}: {_message(notice)}"]
     if sums is not None and notice.event is not Happening.FINISHED:
         likely = "" if sums.left_nano is None else f", likely {dollars(sums.left_nano[1])} more"
         parts.append(f"{count(sums.answered)} of {count(sums.total)} rows answered, {count(sums.left)} left{likely}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from batchrun.faces.words import about as about_money
 from batchrun.faces.words import about_dollars, count, rows
 from batchrun.records import Lane
 from batchrun.rules.estimate import Basis, Spread
@@ -48,6 +49,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "rejected": plan.rejected,
         "left": plan.left,
         "again": plan.again,
+        "again_cost_usd": _usd(plan.again_cost),
         "cost_usd": _usd(plan.cost),
         "notes": list(plan.notes),
         "models": [_model(part.situation, part.choice) for part in plan.models],
@@ -56,7 +58,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _opening(plan: Plan) -> str:
     rejected = f", {count(plan.rejected)} rejected" if plan.rejected else ""
-    again = f" ({count(plan.again)} to be asked for a better answer)" if plan.again else ""
+    cost = "cost unknown" if plan.again_cost is None else about_money(plan.again_cost.likely)
+    again = f" ({count(plan.again)} to be asked for a better answer, {cost})" if plan.again else ""
     done = f"{rows(plan.total)}: {count(plan.answered)} answered{again}{rejected}"
     if plan.left:
         return f"{done}, {count(plan.left)} to send."

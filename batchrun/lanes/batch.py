@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection
 
 from batchrun.files import lines
 from batchrun.job import Batching
@@ -29,7 +29,7 @@ from batchrun.store import batches
 from batchrun.store.keeper import Item
 from batchrun.store.store import Store
 
-# A batch that the budget cuts short has at least this part (one in so many) of the rows that the first such one had.
+# A batch that the budget cuts short sets aside at least this part (one in so many) of what the first such one did.
 _LEAST_SHARE = 10
 
 
@@ -55,6 +55,7 @@ class BatchLane:
         keep: Keep,
         probe: Probe,
         packed: Callable[[], None],
+        small: Callable[[Collection[str]], bool],
         mender: Mender,
         terms: Batching,
         stay: Stay,
@@ -68,6 +69,7 @@ class BatchLane:
         self._keep = keep
         self._probe = probe
         self._packed = packed
+        self._small = small
         self._terms = terms
         self._stay = stay
         self._folder = batch_folder(store.path)
@@ -76,7 +78,7 @@ class BatchLane:
         self._came_back = False
         self._suspicious = False
         self._anew = False
-        self._cut_at = 0  # rows of the first batches that the budget cut short
+        self._cut_at = 0  # nano-dollars that the first batches held that the budget cut short
         self.packing = False
 
     def returned(self, returned: Returned) -> None:
@@ -169,32 +171,43 @@ class BatchLane:
         if self._packer.is_full(kind, request) and not await self._submit(kind, tasks):
             return False
         bound = self._quota.bound(request)
-        while not self._quota.hold(bound):
-            if self._packer.kinds and not await self._cut_short(tasks):
-                return False
-            if not self._packer.kinds and not self._quota.may_come_back:
-                self._quota.out_of_budget("row", bound)
-            elif not self._packer.kinds:
-                await self._errands.pause(self._terms.poll)
-            if not self._may_pack():
+        while not self._quota.purse.hold(bound):
+            if not await self._made_room(request.model, bound, tasks):
                 return False
         self._packer.add(kind, request, bound, mended)
         return self._quota.parked is None
 
-    async def _cut_short(self, tasks: asyncio.TaskGroup) -> bool:
-        """The budget holds no more rows: what is packed goes out, unless it is little beside what went before.
+    async def _made_room(self, model: str, bound: int, tasks: asyncio.TaskGroup) -> bool:
+        """The budget has no room for a row: send what is packed, or wait for money; False when no more can be packed.
 
-        Each batch may take a day: the last cents of a budget are not worth a chain of ever smaller ones.
+        Each batch may take a day, so what is packed goes out only when it is not little beside what went before: money
+        that comes back from other batches and from calls makes it more.
         """
-        rows = self._packer.rows
-        if rows * _LEAST_SHARE < self._cut_at:
-            self._quota.out_of_budget("batch of a worthwhile size", self._packer.reserved)
+        if self._packer.kinds and self._packer.reserved * _LEAST_SHARE >= self._cut_at:
+            self._cut_at = self._cut_at or self._packer.reserved
+            for kind in self._packer.kinds:
+                if not await self._submit(kind, tasks):
+                    return False
+            return True
+        if self._carrying or self._quota.in_flight:
+            await self._errands.pause(self._terms.poll)
+            return self._may_pack()
+        return self._rest_goes_another_way(model, bound)
+
+    def _rest_goes_another_way(self, model: str, bound: int) -> bool:
+        """No money comes back any more: the last cents go live, or wait for another start, or the run parks."""
+        lack, models = self._quota.purse.lack(bound), {model, *(kind.model for kind in self._packer.kinds)}
+        if lack.later:
+            return False  # what this start leaves running holds the money
+        if self._packer.kinds and self._small(models):
             return False
-        self._cut_at = self._cut_at or rows
-        for kind in self._packer.kinds:
-            if not await self._submit(kind, tasks):
-                return False
-        return True
+        packed, worthwhile = self._packer.discard(), self._cut_at // _LEAST_SHARE
+        self._quota.unhold(packed, 0)
+        if packed:
+            self._quota.out_of_budget("batch of a worthwhile size", max(worthwhile, packed + bound))
+        else:
+            self._quota.out_of_budget("row", bound)
+        return False
 
     async def _submit(self, kind: Kind, tasks: asyncio.TaskGroup) -> bool:
         """Write the open file of this kind down as a batch, once there is room for one more at the provider."""

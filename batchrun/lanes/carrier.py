@@ -161,10 +161,10 @@ class Carrier:
         doubt = Doubt(batch.reserved_nano, batch.lines) if again else None
         if doubt is not None:
             # What is set aside for the batch may be spent already: another create may cost as much again.
-            if not self._quota.affords(doubt.nano):
+            if not self._quota.purse.fits(doubt.nano):
                 self._quota.out_of_budget("try to create a batch whose create was not answered", doubt.nano)
                 return None
-            self._quota.spend(doubt.nano, None)
+            self._quota.purse.spend(doubt.nano)
         batch = await batches.creating(self._store, batch, doubt)
         seen = await self._provider.remote.create(batch.file_id or "")
         if isinstance(seen, RemoteJob):

@@ -114,7 +114,7 @@ class Collector:
             several = len(batch.jobs) > 1
             doubt = Doubt(batch.reserved_nano, batch.lines) if several else await self.doubt(batch)
             await batches.doubted(self._store, batch, doubt, told)
-            self._quota.spend(doubt.nano, batch.id)
+            self._quota.purse.spend(doubt.nano, batch.id)
         else:
             await self._store.note("batch", f"batch {batch.id}: {told}")
 
@@ -150,7 +150,7 @@ class Collector:
         self._counts.spent_nano += brought.cost_nano
         self._counts.requests += judge.read
         self._counts.faults.update(judge.faults)
-        self._quota.spend(brought.cost_nano + brought.doubt_nano, batch.id)
+        self._quota.purse.spend(brought.cost_nano + brought.doubt_nano, batch.id)
         self._quota.took_in(
             brought.answered, brought.rejected, [(refused.fault, refused.message) for refused in judge.refused]
         )

@@ -8,12 +8,27 @@ from typing import Protocol
 
 import msgspec
 
+from batchrun.lanes.purse import Lack
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import standins
 from batchrun.rules.pace import Hint, Start
 
 # Some gateways put a number of the call into the model's name; so many names are told apart.
 _MOST_REDIRECTS = 20
+
+
+# What is told of when a start has several reasons to stop, first to last.
+_RANK = (
+    ParkReason.INTERRUPTED,
+    ParkReason.CREDITS,
+    ParkReason.KEY,
+    ParkReason.MODEL,
+    ParkReason.HOPELESS,
+    ParkReason.OVERLOAD,
+    ParkReason.BUDGET,
+    ParkReason.DEADLINE,
+    ParkReason.REMOTE,
+)
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):
@@ -27,11 +42,16 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Parked(msgspec.Struct, frozen=True):
-    """Why nothing more is sent, the sentence for the user, and the fault behind a hopeless job."""
+    """Why nothing more is sent, the sentence for the user, the fault behind a hopeless job, and what money lacks."""
 
     reason: ParkReason
     message: str
     fault: Fault | None = None
+    lack: Lack | None = None
+
+    def outweighs(self, other: Parked | None) -> bool:
+        """Whether it is the one to tell of, as the exit codes are ranked."""
+        return other is None or _RANK.index(self.reason) < _RANK.index(other.reason)
 
 
 class Counts:

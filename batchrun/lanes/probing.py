@@ -93,7 +93,7 @@ class Prober:
     async def _one(self, model: str, endpoint: Endpoint) -> Trouble | None:
         """What went wrong, None when it answered or was not asked since the budget has no room for it."""
         request = probe_request(model, endpoint)
-        if not self._quota.affords(self._tariff.upper_bound(request) or 0):
+        if not self._quota.purse.fits(self._tariff.upper_bound(request) or 0):
             return None
         lease = await self._quota.lease(request)
         if lease is None:

@@ -7,8 +7,40 @@ earlier starts cost counts for --max-cost, and for --max-cost-run in the start t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+import msgspec
 
 from batchrun.rules.money import usd
+
+
+class Lack(msgspec.Struct, frozen=True):
+    """Money that is missing for the next call or row.
+
+    Attributes:
+        bound: what it could cost.
+        left: what the limit leaves, when everything set aside for calls is back.
+        limit: the limit.
+        by_run: whether that is --max-cost-run, else --max-cost.
+        held: what batches at the provider hold of it.
+        later: whether a later start has it without a word of the user's, since this one leaves those batches running.
+    """
+
+    bound: int
+    left: int
+    limit: int
+    by_run: bool
+    held: int
+    later: bool
+
+    def told(self, what: str) -> str:
+        """The same in a sentence; `what` is a call, or a row."""
+        name = "--max-cost-run" if self.by_run else "--max-cost"
+        batches = f", ${usd(self.held):.6f} set aside for batches at the provider" if self.held else ""
+        return (
+            f"The next {what} could cost ${usd(self.bound):.6f}; ${usd(self.left):.6f} of {name} "
+            f"${usd(self.limit):g} is left{batches}."
+        )
 
 
 class Purse:
@@ -19,25 +51,26 @@ class Purse:
     """
 
     def __init__(
-        self, limit: int | None, spent: int, held: int, *, leaving: bool, run_limit: int | None = None
+        self, limit: int | None, spent: int, held: Mapping[int, int], *, leaving: bool, run_limit: int | None = None
     ) -> None:
         """Make one.
 
         Args:
             limit: --max-cost, None without one.
             spent: what counts against it already.
-            held: set aside for batches that run already.
-            leaving: whether this start ends while batches run, so that their money does not come back in it.
+            held: set aside for batches that run already, by their numbers.
+            leaving: whether this start ends while batches run.
             run_limit: --max-cost-run, None without one.
         """
         self.reserved = 0
         self._limit = limit
         self._run_limit = run_limit
         self._spent = spent
-        self._held = held
-        self._earlier = spent + held  # what earlier starts spent or set aside: none of this start's affair
-        self._earlier_held = held
+        self._held = self._earlier_held = sum(held.values())
+        self._earlier = spent + self._held  # what earlier starts spent or set aside: none of this start's affair
+        self._earlier_batches = frozenset(held)
         self._leaving = leaving
+        self._left = False
         self._marked_calls = 0
         self._marked_nano = 0
 
@@ -61,23 +94,35 @@ class Purse:
         return self._run_limit - (self._spent + self.reserved + self._held - self._earlier)
 
     @property
+    def _binds_by_run(self) -> bool:
+        return self._left_of_run < self._left_of_all
+
+    @property
+    def _held_of_it(self) -> int:
+        """What batches hold of the limit that binds."""
+        return self._held - (self._earlier_held if self._binds_by_run else 0)
+
+    @property
     def may_come_back(self) -> bool:
         """Whether money that is set aside now may be free again in this start."""
-        by_run = self._left_of_run < self._left_of_all
-        held = self._held - (self._earlier_held if by_run else 0)
-        return self.reserved > 0 or (held > 0 and not self._leaving)
+        return self.reserved > 0 or (self._held_of_it > 0 and not self._left)
+
+    def leave(self) -> None:
+        """The batches are where this start leaves them: when it is `leaving`, their money does not come back in it."""
+        self._left = self._leaving
 
     def is_used_up(self, bound: int) -> bool:
         """Whether it does not fit, and no money can come back."""
         return not self.fits(bound) and not self.may_come_back
 
-    def told(self, what: str, bound: int) -> str:
-        """That the next `what` (a call, a row) does not fit, with the figures."""
-        by_run = self._left_of_run < self._left_of_all
+    def lack(self, bound: int) -> Lack:
+        """What is missing for the next call or row."""
+        by_run = self._binds_by_run
+        left = (self._left_of_run if by_run else self._left_of_all) + self.reserved
         limit = (self._run_limit if by_run else self._limit) or 0
-        left = max(0, round(self._left_of_run if by_run else self._left_of_all) + self.reserved)
-        name = "--max-cost-run" if by_run else "--max-cost"
-        return f"The next {what} could cost ${usd(bound):.6f}; ${usd(left):.6f} of {name} ${usd(limit):g} is left."
+        held = self._held_of_it
+        later = self._leaving and held > 0 and (by_run or bound <= left + held)
+        return Lack(bound, max(0, round(left)), limit, by_run, held, later)
 
     def reserve(self, bound: int) -> None:
         """A call starts."""
@@ -95,17 +140,17 @@ class Purse:
         self._held += nano
         return True
 
-    def unhold(self, nano: int, *, earlier: bool = False) -> None:
-        """A batch is over: what was set aside for it, by an `earlier` start perhaps, comes back."""
+    def unhold(self, nano: int, batch: int | None = None) -> None:
+        """A batch is over, or rows were not sent after all: what was set aside for them comes back."""
         self._held -= nano
-        if earlier:
+        if batch in self._earlier_batches:
             self._earlier -= nano
             self._earlier_held -= nano
 
-    def spend(self, nano: int, *, earlier: bool = False) -> None:
-        """Money is gone that no call had reserved; `earlier` when a batch of an earlier start took it."""
+    def spend(self, nano: int, batch: int | None = None) -> None:
+        """Money is gone that no call had reserved, for a batch."""
         self._spent += nano
-        if earlier:
+        if batch in self._earlier_batches:
             self._earlier += nano
 
     def marks(self, calls: int, bound: int) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from batchrun.clock import Clock
 from batchrun.job import Limits
 from batchrun.lanes.lane import Lease, Parked
 from batchrun.lanes.patience import Patience
-from batchrun.lanes.purse import Purse
+from batchrun.lanes.purse import Lack, Purse
 from batchrun.lanes.standins import StandIns
 from batchrun.records import Completion, Fault, ParkReason, Request, Trouble
 from batchrun.rules import credit
@@ -43,23 +43,6 @@ _WAITING_FOR = {
 
 _SECONDS = itemgetter(0)
 
-_WEIGHT = {
-    reason: place
-    for place, reason in enumerate(
-        (
-            ParkReason.INTERRUPTED,
-            ParkReason.CREDITS,
-            ParkReason.KEY,
-            ParkReason.MODEL,
-            ParkReason.HOPELESS,
-            ParkReason.OVERLOAD,
-            ParkReason.BUDGET,
-            ParkReason.DEADLINE,
-            ParkReason.REMOTE,
-        )
-    )
-}
-
 RaiseMarks = Callable[[int, int], Awaitable[None]]
 Note = Callable[[str, str], None]
 
@@ -70,7 +53,11 @@ CEILING = 512
 
 
 class LocalQuota:
-    """Pace for each model, one purse, one patience, one stop flag."""
+    """Pace for each model, one purse, one patience, one stop flag.
+
+    Attributes:
+        purse: what may be spent.
+    """
 
     def __init__(
         self,
@@ -111,11 +98,7 @@ class LocalQuota:
         self._limits = limits
         self._clock = clock
         self._tariff = tariff
-        self._earlier = frozenset(held or ())
-        self._purse = Purse(
-            limits.max_cost_nano, spent, sum((held or {}).values()), leaving=leaving,
-            run_limit=limits.max_cost_run_nano,
-        )  # fmt: skip
+        self.purse = Purse(limits.max_cost_nano, spent, held or {}, leaving=leaving, run_limit=limits.max_cost_run_nano)
         self._listeners: list[Callable[[], None]] = []
         self._raise_marks = raise_marks
         self._note = note
@@ -158,7 +141,7 @@ class LocalQuota:
     @property
     def reserved(self) -> int:
         """Nano-dollars set aside for calls in flight."""
-        return self._purse.reserved
+        return self.purse.reserved
 
     def rate(self, model: str) -> float | None:
         """Answers a second that the model was found to take, None when nothing is known yet."""
@@ -182,22 +165,13 @@ class LocalQuota:
             if seconds <= 0:
                 if not await self._raised_marks(bound):
                     return self._grant(pace, request, bound, now)
-            elif self._purse.is_used_up(bound):
+            elif self.purse.is_used_up(bound):
                 self.out_of_budget("call", bound)
             else:
                 await self.wait(seconds)
             if not still():
                 break
         return None
-
-    @property
-    def has_limit(self) -> bool:
-        """Whether the user set a limit on money."""
-        return self._purse.has_limit
-
-    def affords(self, nano: int) -> bool:
-        """Whether --max-cost has room for so many nano-dollars just now."""
-        return self._purse.fits(nano)
 
     def pause(self, model: str) -> float:
         """Seconds until the pace of this model would let a call start; math.inf when that cannot be told."""
@@ -206,7 +180,7 @@ class LocalQuota:
     def bound(self, request: Request) -> int:
         """Nano-dollars to set aside; a call without an upper bound does not start under a budget."""
         bound = self._tariff.upper_bound(request)
-        if bound is None and self._purse.has_limit:
+        if bound is None and self.purse.has_limit:
             self.park(
                 ParkReason.BUDGET,
                 f"Row {request.row} has no upper bound of cost: the context length of {request.model} is not known.",
@@ -223,7 +197,7 @@ class LocalQuota:
         """0 when the next call may start; math.inf when something has to change first."""
         waits = (
             (self._wait_for_credits(now), "out of credits"),
-            (0.0 if self._purse.fits(bound) else math.inf, "budget: calls in flight"),
+            (0.0 if self.purse.fits(bound) else math.inf, "budget: calls in flight"),
             (self._wait_for_slot(), "calls in flight"),
             (pace.wait(now), _WAITING_FOR[pace.reason]),
         )
@@ -245,22 +219,23 @@ class LocalQuota:
         return math.inf if self.in_flight >= (most if self._proven else min(most, FIRST_OUTCOMES)) else 0.0
 
     def out_of_budget(self, what: str, bound: int) -> None:
-        """Park: the next `what` (a call, a row) could cost `bound` nano-dollars, and no money can come back."""
-        self.park(ParkReason.BUDGET, self._purse.told(what, bound))
+        """Park: the next `what` (a call, a row) could cost `bound` nano-dollars, and none comes back in this start."""
+        lack = self.purse.lack(bound)
+        self.park(ParkReason.REMOTE if lack.later else ParkReason.BUDGET, lack.told(what), lack=lack)
 
     async def _raised_marks(self, bound: int) -> bool:
         """Commit higher high-water marks if this call needs them; True: look again at everything else."""
-        marks = self._purse.marks(self.in_flight + 1, bound)
+        marks = self.purse.marks(self.in_flight + 1, bound)
         if marks is not None:
             await self._raise_marks(*marks)
-            self._purse.marked(*marks)
+            self.purse.marked(*marks)
         return marks is not None
 
     def _grant(self, pace: Pace, request: Request, bound: int, now: float) -> Lease:
         probe = self._shut is not None
         if self._shut is not None:
             self._shut = credit.probing(self._shut)
-        self._purse.reserve(bound)
+        self.purse.reserve(bound)
         self._in_flight += 1
         self.waiting = ""
         return Lease(request, pace.started(now, _tokens(request)), bound, probe, self._gate.started())
@@ -352,13 +327,14 @@ class LocalQuota:
         self._pace(lease.request.model).finished(self._clock.monotonic(), lease.start)
         self._gate.ended(lease.call)
         self._in_flight -= 1
-        self._purse.settle(lease.reserved, spent)
+        self.purse.settle(lease.reserved, spent)
         self.changed()
 
-    def park(self, reason: ParkReason, message: str, fault: Fault | None = None) -> None:
+    def park(self, reason: ParkReason, message: str, fault: Fault | None = None, lack: Lack | None = None) -> None:
         """Let nothing new start. Of several reasons the one that weighs most stays, as the exit codes are ranked."""
-        if self._parked is None or _WEIGHT[reason] < _WEIGHT[self._parked.reason]:
-            self._parked = Parked(reason, message, fault)
+        parked = Parked(reason, message, fault, lack)
+        if parked.outweighs(self._parked):
+            self._parked = parked
             self.changed()
             for listener in self._listeners:
                 listener()
@@ -373,24 +349,16 @@ class LocalQuota:
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
-    def hold(self, nano: int) -> bool:
-        """Set money aside for a whole batch, when it fits."""
-        return self._purse.hold(nano)
-
     def unhold(self, nano: int, doubt: int, batch: int | None = None) -> None:
         """A batch is over: what it cost is counted, what was set aside comes back but for what stays in doubt."""
-        self._purse.unhold(nano, earlier=batch in self._earlier)
-        self.spend(doubt, batch)
+        self.purse.unhold(nano, batch)
+        self.purse.spend(doubt, batch)
         self.changed()
 
-    def spend(self, nano: int, batch: int | None) -> None:
-        """Money is gone that no call had reserved, for a batch."""
-        self._purse.spend(nano, earlier=batch in self._earlier)
-
-    @property
-    def may_come_back(self) -> bool:
-        """Whether money that is set aside now may be free again in this start."""
-        return self._purse.may_come_back
+    def leave(self) -> None:
+        """The batches are where this start leaves them, or over."""
+        self.purse.leave()
+        self.changed()
 
     def took_in(self, answered: int, rejected: int, refused: Sequence[tuple[Fault, str]]) -> None:
         """A batch came back; what was refused (the first of it) may tell of the job."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 
-from batchrun.rules.estimate import ENOUGH, TOKENS_A_CHOICE, Gauge, Spread
+from batchrun.rules.estimate import ENOUGH, TOKENS_A_CHOICE, Gauge
 from batchrun.rules.money import nano
 
-# Calls whose reservations shall fit beside all that will be spent: with fewer, the end of a run would be slow.
+# Calls whose reservations shall fit beside all that will be spent, as far as they are a small part of it: with fewer
+# the end of a run would be slow.
 AT_ONCE = 64
+_ROOM = 0.25
 _CENT = nano(0.01)
 
 # An answer is allowed so many standard deviations above the mean of those that were seen: text has a long tail.
@@ -19,15 +21,17 @@ _SIGMAS = 6.0
 LEAST_TOKENS, MOST_TOKENS = 256, 65_536
 
 
-def enough(spent: int, left: Spread, dearest: int) -> int:
+def enough(spent: int, left: float, bound: int, mean: int) -> int:
     """A --max-cost that will do for what is left, in nano-dollars, rounded up to whole cents.
 
     Args:
         spent: what counts against it already.
-        left: what the rest is expected to cost.
-        dearest: the most one call can cost.
+        left: what the rest is expected to cost at the most.
+        bound: what the call could cost that did not fit.
+        mean: what a call could cost, on average.
     """
-    return math.ceil((spent + left.high + AT_ONCE * dearest) / _CENT) * _CENT
+    room = max(bound, min(AT_ONCE * mean, round(_ROOM * left)))
+    return math.ceil((spent + left + room) / _CENT) * _CENT
 
 
 def max_tokens(seen: Gauge | None) -> int:

@@ -46,6 +46,8 @@ class Load(msgspec.Struct, frozen=True):
         max_tokens: sum of max_tokens times n over the rows that name max_tokens.
         open_ended: choices asked for without max_tokens (such a row counts n times).
         oversized: rows whose line in a batch file would be longer than 10 MB.
+        largest: size of the largest body.
+        longest: max_tokens times n of the row that names the most.
     """
 
     rows: int = 0
@@ -53,6 +55,8 @@ class Load(msgspec.Struct, frozen=True):
     max_tokens: int = 0
     open_ended: int = 0
     oversized: int = 0
+    largest: int = 0
+    longest: int = 0
 
     def __add__(self, other: Load) -> Load:
         return Load(
@@ -61,6 +65,8 @@ class Load(msgspec.Struct, frozen=True):
             self.max_tokens + other.max_tokens,
             self.open_ended + other.open_ended,
             self.oversized + other.oversized,
+            max(self.largest, other.largest),
+            max(self.longest, other.longest),
         )
 
     def scaled(self, rows: int) -> Load:
@@ -74,6 +80,8 @@ class Load(msgspec.Struct, frozen=True):
             round(self.max_tokens * share),
             round(self.open_ended * share),
             min(rows, round(self.oversized * share)),
+            self.largest,
+            self.longest,
         )
 
 

@@ -63,6 +63,8 @@ class Plan(msgspec.Struct, frozen=True):
         answered: rows that hold an answer already; `again` of them are asked for a better one.
         rejected: rows that were rejected and stay so.
         notes: sentences about the whole job.
+        again_cost: nano-dollars of the better answers, None when unknown.
+        budget_left: nano-dollars that the user's limits leave for this start, None without one.
     """
 
     models: tuple[Part, ...]
@@ -71,6 +73,8 @@ class Plan(msgspec.Struct, frozen=True):
     rejected: int = 0
     notes: tuple[str, ...] = ()
     again: int = 0
+    again_cost: Spread | None = Spread(0.0, 0.0, 0.0)
+    budget_left: int | None = None
 
     @property
     def left(self) -> int:
@@ -79,29 +83,41 @@ class Plan(msgspec.Struct, frozen=True):
 
     @property
     def cost(self) -> Spread | None:
-        """Nano-dollars of the ways chosen, None as soon as one of them is unknown."""
-        total = Spread(0.0, 0.0, 0.0)
-        for part in self.models:
-            if part.situation.load.rows and part.choice.way.cost is None:
-                return None
-            total += part.choice.way.cost or Spread(0.0, 0.0, 0.0)
-        return total
+        """Nano-dollars of the ways chosen, and of better answers; None as soon as one of them is unknown."""
+        return self._sum([part.choice.way.cost for part in self.models if part.situation.load.rows])
+
+    @property
+    def live_cost(self) -> Spread | None:
+        """The same if everything went live."""
+        return self._sum([part.choice.live.cost for part in self.models if part.situation.load.rows])
+
+    def _sum(self, costs: list[Spread | None]) -> Spread | None:
+        known = [cost for cost in (*costs, self.again_cost) if cost is not None]
+        return sum(known, Spread(0.0, 0.0, 0.0)) if len(known) == len(costs) + 1 else None
 
     @property
     def may_cost(self) -> float | None:
         """The high estimate in nano-dollars, or what the user's limits leave, if that is less; None when unknown."""
         if self.cost is None:
             return None
-        return min([self.cost.high, *(here.budget_left for here in self._rest if here.budget_left is not None)])
+        return self.cost.high if self.budget_left is None else min(self.cost.high, self.budget_left)
 
     @property
-    def dearest(self) -> int | None:
-        """The most one of the rows can cost in nano-dollars, taken as the mean of its model; None when unknown."""
-        most = [
-            math.ceil(here.most_nano / here.load.rows) if here.most_nano is not None else None for here in self._rest
-        ]
+    def most(self) -> int | None:
+        """The most that all rows can cost in nano-dollars, None when unknown."""
+        most = [here.most_nano for here in self._rest]
         known = [each for each in most if each is not None]
-        return max(known, default=0) if len(known) == len(most) else None
+        return sum(known) if len(known) == len(most) else None
+
+    @property
+    def dearest(self) -> int:
+        """The most one of the rows can cost in nano-dollars, 0 when unknown."""
+        return max((here.dearest_nano for here in self._rest), default=0)
+
+    @property
+    def mean_bound(self) -> int:
+        """The most one of the rows can cost in nano-dollars, as a mean; 0 when unknown."""
+        return math.ceil(self.most / self.left) if self.most and self.left else 0
 
     @property
     def _rest(self) -> list[Situation]:
@@ -230,19 +246,26 @@ def hint(plan: Plan, throttled: int, seconds: float) -> str:
         throttled: calls refused with 429.
         seconds: what it took.
     """
-    ways = [(part.choice.live, part.choice.batch) for part in plan.models if part.choice.lane is Lane.LIVE]
-    ways = [(live, batch) for live, batch in ways if batch.possible]
-    saved = sum(live.cost.likely - batch.cost.likely for live, batch in ways if live.cost and batch.cost)
-    if not throttled or not ways:
+    both = [(part.choice.live, part.choice.batch) for part in plan.models if part.choice.lane is Lane.LIVE]
+    both = [(live, batch) for live, batch in both if batch.possible]
+    saved = sum(live.cost.likely - batch.cost.likely for live, batch in both if live.cost and batch.cost)
+    if not throttled or not both:
         return ""
     if saved >= _CENT:
         return f"Throttled {throttled:,} times: --route batch would have cost about {_dollars(saved)} less."
-    if all(batch.seconds is not None and seconds > batch.seconds.high for _, batch in ways):
+    if all(batch.seconds is not None and seconds > batch.seconds.high for _, batch in both):
         return f"Throttled {throttled:,} times: --route batch would likely have been done sooner."
     return ""
 
 
 # Words.
+
+
+def told(part: Part) -> str:
+    """The way chosen for one model, in a line."""
+    rows, chosen = part.situation.load.rows, part.choice
+    likely = "cost unknown" if chosen.way.cost is None else f"about ${usd(round(chosen.way.cost.likely)):.4f}"
+    return f"{part.situation.model}: {chosen.lane}, {rows} rows, {likely}: {chosen.reasons[0]}"
 
 
 def _live_takes(here: Situation) -> str:

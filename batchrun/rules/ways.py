@@ -48,6 +48,7 @@ class Situation(msgspec.Struct, frozen=True):
         live_rate: learned answers a second, None when nothing is learned yet.
         rate_cap: the most answers a second that the user allows (`--rpm`), None for no bound.
         seconds_left: until the deadline, negative when it has passed, None without one.
+        dearest_nano: the most that one of them can cost, 0 when unknown.
         most_nano: the most that the rows left can cost in nano-dollars at the full price, None when unknown.
         budget_left: nano-dollars of `--max-cost` that are left, None without one.
     """
@@ -65,6 +66,7 @@ class Situation(msgspec.Struct, frozen=True):
     live_rate: float | None = None
     rate_cap: float | None = None
     seconds_left: float | None = None
+    dearest_nano: int = 0
     most_nano: int | None = None
     budget_left: int | None = None
 

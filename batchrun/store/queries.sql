@@ -462,13 +462,13 @@ select coalesce(sum(replies), 0), coalesce(sum(unpriced), 0), coalesce(sum(promp
        coalesce(sum(completion_tokens), 0), coalesce(sum(cost_nano), 0) from spend;
 
 -- name: paid_twice
--- Replies that came to rows, or lines, that had their answer already.
-select count(*), coalesce(sum(cost_nano), 0) from paid indexed by paid_aside
+-- Replies that came to rows, or lines, that had their answer already; the last figure: of unknown price.
+select count(*), coalesce(sum(cost_nano), 0), count(*) - count(cost_nano) from paid indexed by paid_aside
 where (surplus is not null or unused = 1) and surplus = 'twice';
 
 -- name: replaced
--- Replies that were cut off or did not fit and gave way to another one.
-select count(*), coalesce(sum(cost_nano), 0) from paid indexed by paid_aside
+-- Replies that were cut off or did not fit and gave way to another one; the last figure likewise.
+select count(*), coalesce(sum(cost_nano), 0), count(*) - count(cost_nano) from paid indexed by paid_aside
 where (surplus is not null or unused = 1) and fault is not null and surplus in ('cut', 'invalid');
 
 -- name: unpriced

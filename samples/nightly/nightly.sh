@@ -73,7 +73,7 @@ while :; do
     2) person "usage, job file, input or key: read the lines above" ;;
     3) person "out of credits: top up, and the next night goes on" ;;
     4) person "the key was refused: set one that works" ;;
-    6) person "the budget is used up or the deadline has passed: raise it, or let the next night go on" ;;
+    6) person "the budget is used up or the deadline has passed: raise max-cost in the job file, or let the next night go on" ;;
     9) person "no such model, or nearly every row is rejected: mend the job" ;;
     10) person "finished, but more rows are rejected than allowed: batchrun errors $job" ;;
     11) person "the checkpoint, the disk or the output cannot be written or trusted: read the lines above" ;;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from enum import Enum
@@ -24,6 +25,7 @@ from batchrun.records import Broken, Completion, Endpoint, Reply, Request
 from batchrun.rules.canonical import canonical, digest
 
 WIRE = Path(__file__).parent.parent / "fixtures" / "wire"
+UNTRUSTED = WIRE.parent / "tls" / "untrusted.pem"  # signed by itself, valid for a hundred years
 KEY = "an-example-key-of-24-chars"
 PROMPT = "a prompt nobody else may read"
 BODY = canonical({"messages": [{"content": PROMPT, "role": "user"}], "model": "m"})
@@ -38,6 +40,7 @@ class Ending(Enum):
     RESET = "reset it"
     HANG = "say no more until the client is gone"
     RESET_UNREAD = "reset it before reading"
+    SAY = "say it before reading, and close"
 
 
 def reply(body: bytes = ANSWER, head: bytes = b"", status: bytes = b"200 OK", length: int | None = None) -> bytes:
@@ -69,7 +72,9 @@ class Server:
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            if self.ending is not Ending.RESET_UNREAD:
+            if self.ending is Ending.SAY:
+                writer.write(self.data)
+            elif self.ending is not Ending.RESET_UNREAD:
                 await self._read(reader)
                 writer.write(self.data)
                 await writer.drain()
@@ -253,6 +258,43 @@ async def test_a_refused_port_was_not_paid():
     assert isinstance(got, Broken)
     assert (got.maybe_paid, got.garbled) == (False, False)
     assert got.message == "The server cannot be reached (Connection refused)."
+
+
+@pytest.mark.parametrize(
+    ("number", "why"),
+    [
+        (socket.EAI_NONAME, "there is no host of that name"),
+        (socket.EAI_AGAIN, "its name cannot be looked up"),
+    ],
+)
+async def test_a_name_that_leads_nowhere_says_so(monkeypatch: pytest.MonkeyPatch, number: int, why: str):
+    def lookup(*_: Any, **__: Any):
+        raise socket.gaierror(number, "http://nobody.invalid/v1")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    got = await call("http://nobody.invalid")
+    assert isinstance(got, Broken)
+    assert (got.maybe_paid, got.message) == (False, f"The server cannot be reached ({why}).")
+
+
+async def test_a_certificate_that_nobody_trusts_says_so():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(UNTRUSTED)
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=context)
+    async with listening:
+        got = await call(f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}")
+    assert isinstance(got, Broken)
+    assert (got.maybe_paid, got.garbled) == (False, False)
+    assert got.message == "The server cannot be reached (its certificate is not trusted)."
+
+
+async def test_a_server_without_a_secure_connection_says_so():
+    async with serving(b"no TLS") as server:
+        server.ending = Ending.SAY
+        got = await call(server.url.replace("http:", "https:"))
+    assert isinstance(got, Broken)
+    assert (got.maybe_paid, got.garbled) == (False, False)
+    assert got.message == "The server cannot be reached (no secure connection)."
 
 
 async def test_a_name_nobody_has_was_not_paid():

@@ -8,29 +8,30 @@ import random
 import pytest
 
 from batchrun.rules import budget
-from batchrun.rules.estimate import Gauge, Spread, one_reply
+from batchrun.rules.estimate import Gauge, one_reply
 from batchrun.rules.money import nano
 
 CENT = nano(0.01)
 
 
 def test_enough_is_what_is_spent_the_dearest_end_and_room_for_calls_in_whole_cents() -> None:
-    spread = Spread(nano(1.0), nano(2.0), nano(3.0))
-    assert budget.enough(nano(0.5), spread, nano(0.001)) == nano(3.57)
-    assert budget.enough(0, Spread(0, 0, 0), 0) == 0
-    assert budget.enough(1, Spread(0, 0, 0), 0) == CENT
+    assert budget.enough(nano(0.5), nano(3.0), nano(0.001), nano(0.001)) == nano(3.57)  # 64 calls are little beside 3
+    assert budget.enough(nano(0.5), nano(3.0), nano(0.1), nano(0.1)) == nano(
+        4.25
+    )  # but never more than a quarter of it
+    assert budget.enough(nano(0.5), nano(3.0), nano(18), nano(0.1)) == nano(21.5)  # the call that did not fit does now
+    assert budget.enough(0, 0, 0, 0) == 0
+    assert budget.enough(1, 0, 0, 0) == CENT
 
 
 def test_enough_is_never_less_than_the_parts_it_is_made_of() -> None:
     dice = random.Random(5)
     for _ in range(2_000):
-        low = dice.randrange(10**12)
-        spread = Spread(low, low + 1, low + dice.randrange(1, 10**12))
-        spent, dearest = dice.randrange(10**12), dice.randrange(10**9)
-        enough = budget.enough(spent, spread, dearest)
-        assert enough >= spent + spread.high + budget.AT_ONCE * dearest
+        spent, left, bound, mean = (dice.randrange(10**12) for _ in range(4))
+        enough = budget.enough(spent, left, bound, mean)
+        assert enough >= spent + left + bound
         assert enough % CENT == 0
-        assert enough - (spent + spread.high + budget.AT_ONCE * dearest) < CENT
+        assert enough <= spent + left + max(bound, left // 4) + CENT
 
 
 def gauge_of(*completions: int) -> Gauge:
