@@ -114,13 +114,13 @@ _BETTER = Spread(1.0, 2.0, 4.0)
 
 
 def _again_cost(job: Job, known: Known) -> Spread | None:
-    """What better answers may cost in nano-dollars, None when earlier ones came at an unknown price."""
+    """What better answers may cost in nano-dollars, None when none so far came at a known price."""
     kept, said = known.kept, job.repairs
     if not kept.again:
         return Spread(0.0, 0.0, 0.0)
-    if kept.unpriced or not kept.replies:
+    if kept.replies <= kept.unpriced:
         return None
-    each = _BETTER * (kept.cost_nano / kept.replies * kept.again)
+    each = _BETTER * (kept.cost_nano / (kept.replies - kept.unpriced) * kept.again)
     return Spread(each.low, each.likely, each.high * max(1, said.length_retries, said.invalid_retries))
 
 

@@ -100,6 +100,7 @@ async def report(store: Store, job: Job, kept: Kept, parked: Parked | None, star
         left_nano=_span(start.rest),
         enough_nano=_enough(job, parked, start.rest, kept.cost_nano + maybe_nano),
         enough_run_nano=_enough_run(parked),
+        stopped_by_run=parked is not None and parked.lack is not None and parked.lack.by_run,
         useful_nano=sum(entry.useful_nano for entry in paid),
         wasted_nano=sum(entry.wasted_nano for entry in paid),
         unused_nano=sum(entry.unused_nano for entry in paid),
@@ -121,7 +122,8 @@ def _enough(job: Job, parked: Parked | None, rest: Plan | None, spent: int) -> i
     # Under --route batch the whole may be set aside at once; else what is live by then pays the full price.
     left = rest.most if job.route is Route.BATCH else rest.live_cost.high
     bound = max(lack.bound, rest.dearest)
-    return None if left is None else budget.enough(spent, left, bound, rest.mean_bound)
+    counted = max(spent, lack.limit - lack.left - lack.held)
+    return None if left is None else budget.enough(counted, left, bound, rest.mean_bound)
 
 
 def _enough_run(parked: Parked | None) -> int | None:

@@ -186,8 +186,8 @@ class Report(msgspec.Struct, frozen=True):
     `again` counts answers that are to be asked for once more, `asked_again` those that were in this start, `replaced`
     paid replies that gave way to others; `redirects` are the server's doing, `stood_in` were fallbacks; `hint` is a
     sentence worth reading, or "". `left_nano` is what the rest is expected to cost (low, likely, high), None when that
-    is not known; `enough_nano` what --max-cost would do for it, `enough_run_nano` what --max-cost-run
-    the next row needs, None when it is no matter of that. `useful_nano`,
+    is not known; `enough_nano` what --max-cost would do for it, `enough_run_nano` what --max-cost-run the next row
+    needs, None when it is no matter of that; `stopped_by_run` whether it was the limit of this start. `useful_nano`,
     `wasted_nano` and `unused_nano` are the parts of `spent_nano`, see `Entry`.
     """
 
@@ -229,6 +229,7 @@ class Report(msgspec.Struct, frozen=True):
     left_nano: tuple[int, int, int] | None = None
     enough_nano: int | None = None
     enough_run_nano: int | None = None
+    stopped_by_run: bool = False
     unpriced_now: int = 0
     useful_nano: int = 0
     wasted_nano: int = 0

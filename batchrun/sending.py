@@ -234,11 +234,15 @@ class Sending:
             watch.cancel()
             if past:
                 self._park_deadline()
+            if self._carrier is not None:
+                self._carrier.park_in_doubt()
             if lane is not None and (running := lane.left_running()) and self.quota is not None:
                 self.quota.park(ParkReason.REMOTE, running)
 
     async def _send_batches(self, lane: BatchLane) -> None:
         try:
+            if self.quota is not None:
+                self.quota.purse.join()
             await lane.run(lambda: self._pending(self._goes_into_a_batch))
         finally:
             self._batches_done = True

@@ -102,8 +102,10 @@ def _budget(report: Report) -> tuple[str, str]:
             "Raise the limit (in the job file, if it stands there)",
             f" --max-cost-run {usd(report.enough_run_nano):.2f}",
         )
-    if report.enough_nano is None:
+    if report.stopped_by_run:
         return "Each start may spend as much again", ""
+    if report.enough_nano is None:
+        return "Raise the limit (in the job file, if it stands there)", " --max-cost USD"
     return "Raise the limit (in the job file, if it stands there)", f" --max-cost {usd(report.enough_nano):.2f}"
 
 

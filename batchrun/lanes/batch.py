@@ -77,6 +77,7 @@ class BatchLane:
         self._carrying = 0
         self._came_back = False
         self._suspicious = False
+        self._looking = False
         self._anew = False
         self._cut_at = 0  # nano-dollars that the first batches held that the budget cut short
         self.packing = False
@@ -149,9 +150,8 @@ class BatchLane:
                 if asked.misses >= remote.MOST_MISSES:
                     await self._reject(asked)
                 elif self._suspicious:
-                    self._suspicious = False
-                    self._let_go()
-                    await self._probe(asked)
+                    if not await self._looked(asked):
+                        return
                 elif not await self._add(asked, tasks):
                     return
         for kind in self._packer.kinds:
@@ -177,6 +177,28 @@ class BatchLane:
         self._packer.add(kind, request, bound, mended)
         return self._quota.parked is None
 
+    async def _looked(self, asked: Asked) -> bool:
+        """Whether one live call could be made, to see what ended a batch; it must not wait for this lane itself."""
+        self._let_go()
+        bound = self._quota.bound(asked.request)
+        while not self._quota.purse.fits(bound):
+            if not self._carrying and not self._quota.in_flight:
+                if not self._quota.purse.lack(bound).later:
+                    self._quota.out_of_budget("call", bound)
+                return False
+            await self._errands.pause(self._terms.poll)
+            if not self._may_pack():
+                return False
+        self._suspicious, self._looking = False, True
+        if not self._carrying:
+            self._quota.leave()
+        try:
+            await self._probe(asked)
+        finally:
+            self._looking = False
+            self._quota.purse.join()
+        return True
+
     async def _made_room(self, model: str, bound: int, tasks: asyncio.TaskGroup) -> bool:
         """The budget has no room for a row: send what is packed, or wait for money; False when no more can be packed.
 
@@ -196,13 +218,13 @@ class BatchLane:
 
     def _rest_goes_another_way(self, model: str, bound: int) -> bool:
         """No money comes back any more: the last cents go live, or wait for another start, or the run parks."""
-        lack, models = self._quota.purse.lack(bound), {model, *(kind.model for kind in self._packer.kinds)}
-        if lack.later:
-            return False  # what this start leaves running holds the money
-        if self._packer.kinds and self._small(models):
-            return False
+        models = {model, *(kind.model for kind in self._packer.kinds)}
         packed, worthwhile = self._packer.discard(), self._cut_at // _LEAST_SHARE
         self._quota.unhold(packed, 0)
+        if self._quota.purse.lack(bound).later:
+            return False  # what this start leaves running holds the money
+        if packed and self._small(models):
+            return False
         if packed:
             self._quota.out_of_budget("batch of a worthwhile size", max(worthwhile, packed + bound))
         else:
@@ -212,7 +234,7 @@ class BatchLane:
     async def _submit(self, kind: Kind, tasks: asyncio.TaskGroup) -> bool:
         """Write the open file of this kind down as a batch, once there is room for one more at the provider."""
         while self._running() >= self._terms.at_once:
-            if self._stay is not Stay.WAIT and not self._carrying:
+            if not self._carrying:
                 return False  # those that are left stay as they are in this start
             await self._errands.pause(math.inf)
             if not self._may_pack():
@@ -234,6 +256,8 @@ class BatchLane:
             await self._carrier.carry(batch)
         finally:
             self._carrying -= 1
+            if self._looking and not self._carrying:
+                self._quota.leave()
             self._errands.wake()
 
     async def _reject(self, asked: Asked) -> None:

@@ -92,6 +92,7 @@ class Carrier:
         self._seen_running: set[int] = set()
         self._unasked = 0
         self._began = math.floor(clock.now() * 1000) / 1000  # as the checkpoint would have it
+        self._in_doubt: list[RemoteBatch] = []
         self.open: dict[int, RemoteBatch] = {}
         self.turning = False
 
@@ -162,7 +163,7 @@ class Carrier:
         if doubt is not None:
             # What is set aside for the batch may be spent already: another create may cost as much again.
             if not self._quota.purse.fits(doubt.nano):
-                self._quota.out_of_budget("try to create a batch whose create was not answered", doubt.nano)
+                self._in_doubt.append(batch)  # it stays as it is; the others go on
                 return None
             self._quota.purse.spend(doubt.nano)
         batch = await batches.creating(self._store, batch, doubt)
@@ -176,6 +177,13 @@ class Carrier:
             return batch if await self._errands.back_off(batch.id, faults.trouble(seen)) else None
         batch = await batches.uncreated(self._store, batch)
         return await self._turned_away(batch, await self._errands.judged(seen))
+
+    def park_in_doubt(self) -> None:
+        """At the end: a create that may have been heard could not go out again for want of money."""
+        if self._in_doubt and self._quota.parked is None:
+            first, stuck = self._in_doubt[0], sum(batch.reserved_nano for batch in self._in_doubt)
+            what = "try to create a batch whose create was not answered"
+            self._quota.out_of_budget(what, first.reserved_nano, stuck)
 
     async def _turned_away(self, batch: RemoteBatch, trouble: Trouble) -> RemoteBatch | None:
         """The provider takes no file or makes no job, now or ever."""

@@ -48,6 +48,8 @@ class Purse:
 
     Attributes:
         reserved: set aside for calls in flight.
+        at_work: whether batches are being made or collected: until then nobody gives up for want of money, or what is
+            ready would be left where it is.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Purse:
             run_limit: --max-cost-run, None without one.
         """
         self.reserved = 0
+        self.at_work = False
         self._limit = limit
         self._run_limit = run_limit
         self._spent = spent
@@ -105,22 +108,26 @@ class Purse:
     @property
     def may_come_back(self) -> bool:
         """Whether money that is set aside now may be free again in this start."""
-        return self.reserved > 0 or (self._held_of_it > 0 and not self._left)
+        return self.reserved > 0 or self.at_work or (self._held_of_it > 0 and not self._left)
+
+    def join(self) -> None:
+        """Batches are made and collected from now on; what they bring back is waited for."""
+        self._left, self.at_work = False, True
 
     def leave(self) -> None:
         """The batches are where this start leaves them: when it is `leaving`, their money does not come back in it."""
-        self._left = self._leaving
+        self._left, self.at_work = self._leaving, False
 
     def is_used_up(self, bound: int) -> bool:
         """Whether it does not fit, and no money can come back."""
         return not self.fits(bound) and not self.may_come_back
 
-    def lack(self, bound: int) -> Lack:
-        """What is missing for the next call or row."""
+    def lack(self, bound: int, stuck: int = 0) -> Lack:
+        """What is missing for the next call or row; of what batches hold, `stuck` does not come back by itself."""
         by_run = self._binds_by_run
         left = (self._left_of_run if by_run else self._left_of_all) + self.reserved
         limit = (self._run_limit if by_run else self._limit) or 0
-        held = self._held_of_it
+        held = max(0, self._held_of_it - stuck)
         later = self._leaving and held > 0 and (by_run or bound <= left + held)
         return Lack(bound, max(0, round(left)), limit, by_run, held, later)
 

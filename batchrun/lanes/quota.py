@@ -218,9 +218,9 @@ class LocalQuota:
         most = self._limits.concurrency or self._ceiling
         return math.inf if self.in_flight >= (most if self._proven else min(most, FIRST_OUTCOMES)) else 0.0
 
-    def out_of_budget(self, what: str, bound: int) -> None:
+    def out_of_budget(self, what: str, bound: int, stuck: int = 0) -> None:
         """Park: the next `what` (a call, a row) could cost `bound` nano-dollars, and none comes back in this start."""
-        lack = self.purse.lack(bound)
+        lack = self.purse.lack(bound, stuck)
         self.park(ParkReason.REMOTE if lack.later else ParkReason.BUDGET, lack.told(what), lack=lack)
 
     async def _raised_marks(self, bound: int) -> bool:
