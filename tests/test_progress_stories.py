@@ -5,6 +5,7 @@ The long ones: `pytest -m soak tests/test_progress_stories.py`.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -90,3 +91,23 @@ async def test_100_more_jobs_left_to_their_batches_come_to_their_ends(
     seed: int, tmp_path: Path, make_job: MakeJob
 ) -> None:
     await left_alone(seed, tmp_path, make_job)
+
+
+async def test_a_look_at_what_ended_a_batch_waits_for_no_money_that_nobody_brings(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
+    """Of two batches left running one is cancelled, the other goes on, and the limit has no room for a call."""
+    rows = asking(range(12))
+    ended = BatchFault(BatchFaultKind.CANCELLED_BY_SERVER, jobs=(1,), share=0.5)
+    stuck = BatchFault(BatchFaultKind.STUCK, jobs=(2,), progress=50.0, seconds=None)
+    async with Simulator(Settings(latency=0.0, batch_faults=(ended, stuck))) as simulator, asyncio.timeout(60):
+        source = write_rows(tmp_path / "in.jsonl", rows)
+        job = batched(simulator, source, make_job, lines=6, max_cost_nano=2 * bound(rows))
+        job = msgspec.structs.replace(job, batching=msgspec.structs.replace(job.batching, patience=1e9))
+        world = World(simulator, tmp_path)
+        await world.start(job, detach=True)
+        await simulator.batches_ended(1)
+        less = msgspec.structs.replace(job, limits=msgspec.structs.replace(job.limits, max_cost_nano=bound(rows) // 2))
+        report = await world.start(less, detach=True)
+    assert report is not None
+    assert (report.exit_code, report.answered) == (7, 3), report.message
