@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from support import MODEL, MakeJob, assert_ledger, is_checkpoint
 
 from batchrun import door
+from batchrun.cli.main import main
 from batchrun.job import Asking, Job, Limits, checked
 
 # Most tests read what people see on a terminal; here and in the processes that they start there is none.
@@ -66,3 +68,24 @@ def _ledgers(request: pytest.FixtureRequest) -> Iterable[None]:
 @pytest.fixture
 def by_hand() -> None:
     """For a test that changes or damages a checkpoint by hand: it need not add up at the end."""
+
+
+@pytest.fixture
+def command_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """The command line as a process runs it, in this one: its exit code, standard output and standard error."""
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["batchrun", *words])
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        with pytest.raises(SystemExit) as left:
+            main()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        assert isinstance(left.value.code, int)
+        return left.value.code, out, err
+
+    return call

@@ -127,38 +127,27 @@ async def test_a_limit_for_a_start_needs_prices_too(tmp_path: Path, make_job: Ma
 # --- what a park says -------------------------------------------------------------------------------------------------
 
 
-async def test_the_limit_that_a_park_names_does_for_the_rest(tmp_path: Path, make_job: MakeJob) -> None:
+async def test_the_limit_that_a_park_names_does_for_the_rest_and_costs_about_what_it_says(
+    tmp_path: Path, make_job: MakeJob
+) -> None:
     source = write_prompts(tmp_path / "in.jsonl", range(200))
+    dear = {MODEL: Price(50_000, 200_000)}
     async with Simulator(Settings(latency=0.001)) as simulator:
-        job = make_job(simulator.url, source, prices=PRICE, limits={"max_cost_nano": 40 * BOUND})
-        report = await start(job)
-        assert (report.exit_code, report.parked) == (6, ParkReason.BUDGET)
-        assert report.left_nano is not None
-        last, next_step = closing.summary(report).splitlines()[-2:]
-        assert last.endswith(" left, less than $0.01 more.")
+        job = make_job(simulator.url, source, prices=dear, limits={"max_cost_nano": 40_000 * BOUND})
+        parked = await start(job)
+        assert (parked.exit_code, parked.parked) == (6, ParkReason.BUDGET)
+        last, next_step = closing.summary(parked).splitlines()[-2:]
+        assert re.search(r" left, about \$\d\.\d\d more \(\$\d\.\d\d to \$\d\.\d\d\)\.$", last)
         named = re.fullmatch(
             r"Raise the limit \(in the job file, if it stands there\): batchrun resume .* --max-cost (\d+\.\d\d)",
             next_step,
         )
         assert named is not None
-        before = billed(simulator)
         report = await start(limited(job, max_cost_nano=round(float(named[1]) * 1e9)))
-        assert (report.exit_code, report.answered) == (0, 200)
-        assert report.left_nano is None
-        low, _, high = await _said_of_the_rest(simulator, tmp_path, make_job, source)
-        assert low * 0.5 <= billed(simulator) - before <= high * 1.5
-
-
-async def _said_of_the_rest(
-    simulator: Simulator, folder: Path, make_job: MakeJob, source: Path
-) -> tuple[int, int, int]:
-    """What the park of a like job says that the rest costs."""
-    other = make_job(
-        simulator.url, source, prices=PRICE, checkpoint=str(folder / "other.db"), limits={"max_cost_nano": 40 * BOUND}
-    )
-    report = await start(other)
-    assert report.left_nano is not None
-    return report.left_nano
+        assert (report.exit_code, report.answered, report.left_nano) == (0, 200, None)
+        assert parked.left_nano is not None
+        low, _, high = parked.left_nano
+        assert low * 0.8 <= report.spent_nano - parked.spent_nano <= high * 1.2
 
 
 async def test_a_park_of_an_unknown_price_names_no_cost(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sqlite3
 import string
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import product
@@ -19,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchrun.cli.main import main
 from batchrun.faces.errors import MARKS, MOST_KINDS, OTHER, Grouping, fix_for, table, text
 from batchrun.job import Asking, Job
 from batchrun.records import Endpoint, Fault, Route
@@ -33,23 +30,11 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Cli) -> Cli:
     """Run the command line in the test's folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchrun", *words])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        with pytest.raises(SystemExit) as left:
-            main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    return call
+    return command_line
 
 
 def ran(cli: Cli, source: str, *words: str, checkpoint: str = "c.db") -> int:

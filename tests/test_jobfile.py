@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from batchrun.cli import jobfile
-from batchrun.cli.main import batchrun, main
+from batchrun.cli.main import batchrun
 from batchrun.cli.run import run
 from batchrun.cli.words import newest_checkpoint
 from batchrun.errors import UsageError
@@ -62,22 +60,10 @@ def parsed(monkeypatch: pytest.MonkeyPatch) -> Parsed:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+def cli(command_line: Cli) -> Cli:
     """The command line as it stands; returns exit code, standard output and standard error."""
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchrun", *words])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        with pytest.raises(SystemExit) as left:
-            main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    return call
+    return command_line
 
 
 def write(text: str, name: str = "job.toml", *, needed: bool = True) -> str:

@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from support import read_rows, write_prompts
 
-from batchrun.cli.main import main
 from batchrun.store.lock import Lock
 
 MODEL = "openai/gpt-oss-20b"
@@ -33,24 +32,12 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Cli) -> Cli:
     """Run the command line in the test's folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
     Path("script.toml").write_text("[server]\nlatency = 0.0\nrefusal_latency = 0.0\n")
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchrun", *words])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        with pytest.raises(SystemExit) as left:
-            main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    return call
+    return command_line
 
 
 def ran(cli: Cli, numbers: Any, *words: str) -> str:

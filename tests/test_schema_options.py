@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import pytest
 from support import MODEL, MakeJob, read_rows, start, write_prompts
 
 from batchrun import output
-from batchrun.cli.main import main
 from batchrun.errors import GuardError, UsageError
 from batchrun.job import Asking, Job, checked
 from batchrun.records import Endpoint, Fault, Outcome, State
@@ -35,7 +33,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command_line: Cli) -> Cli:
     """Run the command line in the test's folder, which holds `in.jsonl` and `s.json`."""
     monkeypatch.chdir(tmp_path)
     for name in ("TOGETHER_API_KEY", "TOGETHER_API_KEY_FILE", "TOGETHER_BASE_URL"):
@@ -44,19 +42,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     (tmp_path / "s.json").write_text(json.dumps(SCHEMA))
     (tmp_path / "fast.toml").write_text("[server]\nlatency = 0.0\n")
 
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["batchrun", *words])
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        with pytest.raises(SystemExit) as left:
-            main()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        assert isinstance(left.value.code, int)
-        return left.value.code, out, err
-
-    return call
+    return command_line
 
 
 RUN = ("run", "in.jsonl", "-m", MODEL, "--simulate", "--script", "fast.toml", "--concurrency", "8")

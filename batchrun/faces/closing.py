@@ -10,18 +10,18 @@ from batchrun.records import ParkReason
 from batchrun.reports import Report
 from batchrun.rules.money import usd
 
-# What to do next, and the words that go behind `batchrun resume CHECKPOINT` for it.
+# What to do next, and the words that go behind `batchrun resume CHECKPOINT` for it; see `_what_next`.
 _NEXT = {
     ParkReason.CREDITS: ("Top up, then", ""),
     ParkReason.KEY: ("Set a key that works (`batchrun doctor` tells which is read), then", ""),
     ParkReason.OVERLOAD: ("Try again later", ""),
-    ParkReason.BUDGET: ("Raise the limit", " --max-cost USD"),  # see `_budget`
     ParkReason.DEADLINE: ("Name a later time, or none", " --deadline TIME"),
     ParkReason.REMOTE: ("Collect what is ready, and go on", ""),
     ParkReason.HOPELESS: ("Mend the job and run it again; or, when so many may fail", " --max-rejected 30%"),
     ParkReason.MODEL: ("Run it with a model that can be called (-m), or let one stand in", " --fallback MODEL"),
     ParkReason.INTERRUPTED: ("Go on with", ""),
 }
+_RAISE = "Raise the limit (in the job file, if it stands there)"
 _WHERE = {
     ParkReason.CREDITS: "Top up (https://api.together.ai/settings/billing), then",
     ParkReason.KEY: "Set a key that works (https://api.together.ai/settings/api-keys; `batchrun doctor` tells which is "
@@ -50,8 +50,11 @@ def next_command(report: Report) -> str:
 
 
 def _resume(checkpoint: str, report: Report, reason: ParkReason) -> str:
-    words = _budget(report)[1] if reason is ParkReason.BUDGET else _NEXT[reason][1]
-    return f"batchrun resume {checkpoint}{words}"
+    return f"batchrun resume {checkpoint}{_what_next(report, reason)[1]}"
+
+
+def _what_next(report: Report, reason: ParkReason) -> tuple[str, str]:
+    return _budget(report) if reason is ParkReason.BUDGET else _NEXT[reason]
 
 
 def _finished(report: Report) -> list[str]:
@@ -90,23 +93,19 @@ def _parked(report: Report) -> list[str]:
 
 def _next(report: Report, reason: ParkReason) -> str:
     """The command that goes on; at Together also where to go first."""
-    todo = _budget(report)[0] if reason is ParkReason.BUDGET else _NEXT[reason][0]
+    todo, _ = _what_next(report, reason)
     if report.provider in {TOGETHER, SIMULATED}:
         todo = _WHERE.get(reason, todo)
     return f"{todo}: {_resume(place(report.checkpoint), report, reason)}"
 
 
 def _budget(report: Report) -> tuple[str, str]:
+    """Which limit to raise, and to what; nothing where the next start may spend as much again."""
     if report.enough_run_nano is not None:
-        return (
-            "Raise the limit (in the job file, if it stands there)",
-            f" --max-cost-run {usd(report.enough_run_nano):.2f}",
-        )
+        return _RAISE, f" --max-cost-run {usd(report.enough_run_nano):.2f}"
     if report.stopped_by_run:
         return "Each start may spend as much again", ""
-    if report.enough_nano is None:
-        return "Raise the limit (in the job file, if it stands there)", " --max-cost USD"
-    return "Raise the limit (in the job file, if it stands there)", f" --max-cost {usd(report.enough_nano):.2f}"
+    return _RAISE, " --max-cost USD" if report.enough_nano is None else f" --max-cost {usd(report.enough_nano):.2f}"
 
 
 def _sentence(message: str) -> str:

@@ -320,7 +320,7 @@ class LocalQuota:
 
     def _give_up(self, fault: Fault, message: str) -> None:
         if self._rejected > self._allowed:
-            self.park(ParkReason.HOPELESS, f"Nearly every row is refused. The last one: {_sentence(message)}", fault)
+            self.park(ParkReason.HOPELESS, f"Nearly every row is refused. The last one: {message}", fault)
 
     def settle(self, lease: Lease, spent: int) -> None:
         """The outcome is committed: slot and reservation come back."""
@@ -381,11 +381,6 @@ class LocalQuota:
     def changed(self) -> None:
         """Wake whoever waits."""
         self._event.set()
-
-
-def _sentence(message: str) -> str:
-    """The server's words with the full stop they often lack."""
-    return message if message.endswith((".", "!", "?")) else f"{message}."
 
 
 def _tokens(request: Request) -> int:
